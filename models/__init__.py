@@ -1,0 +1,1 @@
+"""Behaviour: what happens to a MODEL. Nodes call in here; arithmetic lives in `kernels`."""

@@ -1,0 +1,113 @@
+"""Token orders: which tokens of a layout share a block, as an index table that kernels gather by.
+
+Every segment starts a fresh block, so no block mixes kinds. Extents are cut into parts that differ by one token at
+most, not into full parts and a rest: the number of blocks is the same, no block is a sliver, and a share of blocks is
+nearly the same share of tokens.
+"""
+# N tokens   K blocks   S slots per block   T W: latent frames, columns; rows are H here
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Run(Protocol):
+    """A segment: tokens start..stop of one kind."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+
+
+class Layout(Protocol):
+    """What an order reads of `models.layout.TokenLayout`: segments end to end, one of them video with grid T H W."""
+
+    @property
+    def segments(self) -> Sequence[Run]: ...
+    @property
+    def grid(self) -> tuple[int, int, int]: ...
+
+
+@dataclass(frozen=True)
+class BlockOrder:
+    """Slot -> token. Blocks follow the segments; S is the size of the largest block."""
+
+    slots: Tensor  # int32 [1, K, S], -1 is padding
+    live: Tensor  # int32 [1, K], tokens of each block, in its first slots
+    video: tuple[int, int]  # first, past the last video block
+
+    @property
+    def other(self) -> tuple[tuple[int, int], ...]:
+        """The runs of blocks before and after the video, where there are any."""
+        first, last = self.video
+        return tuple(run for run in ((0, first), (last, self.slots.shape[1])) if run[0] < run[1])
+
+    def to(self, device: torch.device | str) -> BlockOrder:
+        return BlockOrder(self.slots.to(device), self.live.to(device), self.video)
+
+
+def raster(layout: Layout, size: int = 64) -> BlockOrder:
+    """Runs of at most `size` consecutive tokens that never leave their frame."""
+    frames, rows, columns = layout.grid
+    return _order(layout, _boxes((frames, rows * columns), (1, size)))
+
+
+def tile(layout: Layout, side: int | tuple[int, int] = 8) -> BlockOrder:
+    """Tiles of one frame, at most side x side (rows, columns); by frame, tile row, tile column, then row by row."""
+    rows, columns = (side, side) if isinstance(side, int) else side
+    return _order(layout, _boxes(layout.grid, (1, rows, columns)))
+
+
+def cube(layout: Layout, side: int | tuple[int, int, int] = 4) -> BlockOrder:
+    """Boxes of at most side x side x side (frames, rows, columns), in raster order, each in raster order inside."""
+    return _order(layout, _boxes(layout.grid, (side, side, side) if isinstance(side, int) else side))
+
+
+def _parts(extent: int, side: int) -> Tensor:
+    """Part number of each of `extent` places, in as few parts of at most `side` as will do: int64 [extent]."""
+    if side < 1:
+        raise ValueError(f"A block side must be 1 token or more, not {side}.")
+    count = -(-extent // side)
+    size, longer = divmod(extent, count)
+    sizes = torch.full((count,), size)
+    sizes[:longer] += 1
+    return torch.arange(count).repeat_interleave(sizes)
+
+
+def _boxes(extents: tuple[int, ...], sides: tuple[int, ...]) -> Tensor:
+    """Box number of each token of a raster over `extents`, boxes in raster order: int64 [product of extents]."""
+    number = torch.zeros(1, dtype=torch.int64)
+    for extent, side in zip(extents, sides, strict=True):
+        part = _parts(extent, side)
+        number = (number[:, None] * (part[-1] + 1) + part).flatten()
+    return number
+
+
+def _order(layout: Layout, video: Tensor) -> BlockOrder:
+    """Blocks of all segments; those that are not video get runs no longer than the largest video block.
+
+    video: block number of each video token, int64 [T * H * W]
+    """
+    longest = int(video.bincount().max())
+    numbers, count = [], 0
+    for segment in layout.segments:
+        number = video if segment.kind == "video" else _parts(segment.stop - segment.start, longest)
+        numbers.append(number + count)
+        if segment.kind == "video":
+            span = count, count + int(number.max()) + 1
+        count += int(number.max()) + 1
+    block = torch.cat(numbers)
+    live = block.bincount()
+    token = block.argsort(stable=True)
+    slot = torch.arange(len(block)) - (live.cumsum(0) - live)[block[token]]
+    slots = torch.full((count, int(live.max())), -1, dtype=torch.int32)
+    slots[block[token], slot] = token.int()
+    return BlockOrder(slots[None], live.int()[None], span)

@@ -1,0 +1,15 @@
+"""The only door to ComfyUI: hooks into a MODEL, and the few services of the host.
+
+    attach_attention(model, card, method)   a method for the video's self attention
+    attach_step(model, card, method)        a method around a whole evaluation of the model
+    report_of(model)                        what the patches of this model did in the last run
+"""
+from __future__ import annotations
+
+from .hooks import KINDS, Patch, StepCall, attach_attention, attach_step, patches_of, report_of
+from .services import add_model_folder, check_interrupt, family_of_model, model_sampling, progress_bar, show_text
+
+__all__ = [
+    "KINDS", "Patch", "StepCall", "add_model_folder", "attach_attention", "attach_step", "check_interrupt",
+    "family_of_model", "model_sampling", "patches_of", "progress_bar", "report_of", "show_text",
+]

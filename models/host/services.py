@@ -1,0 +1,54 @@
+"""Services of the host that are no hooks: interrupt, progress, folders, text on a node."""
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+
+from ..families import Family, family_of
+
+
+def family_of_model(model) -> Family | None:
+    """The family of a MODEL, None when it is not known."""
+    return family_of(model.get_model_object("diffusion_model"))
+
+
+def model_sampling(model):
+    """The model_sampling of a MODEL with the patches that nodes have put on it."""
+    return model.get_model_object("model_sampling")
+
+
+def check_interrupt() -> None:
+    """Raise ComfyUI's interrupt when the user has asked for it. Call between chunks of long work."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def progress_bar(total: int) -> Callable[[int], None]:
+    """A progress bar on the running node: call the result with the number of units done so far."""
+    bar = comfy.utils.ProgressBar(total)
+    return lambda done: bar.update_absolute(done, total)
+
+
+def add_model_folder(name: str, extensions: set[str]) -> None:
+    """Let ComfyUI list files of `models/<name>`; folders that the user configured under that name are kept."""
+    paths, known = folder_paths.folder_names_and_paths.get(name, ([], set()))
+    default = os.path.join(folder_paths.models_dir, name)
+    paths = list(paths) if default in paths else [*paths, default]
+    folder_paths.folder_names_and_paths[name] = (paths, set(known) | extensions)
+
+
+def show_text(text: str, node_id: str | None) -> None:
+    """Show text on a node of the running workflow. Silent where no server runs or no node is named."""
+    server = sys.modules.get("server")   # never imported from here: it pulls in the web stack
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    if node_id is None or instance is None:
+        return
+    try:
+        instance.send_progress_text(text, node_id)
+    except Exception as error:   # a closed socket must not end a finished render
+        logging.getLogger("interspatial").debug("text for node %s was not sent: %s", node_id, error)

@@ -1,0 +1,20 @@
+"""The list of node modules. A new capability adds its module to `node_classes`; its classes are found by themselves."""
+
+from __future__ import annotations
+
+
+def node_classes() -> list[type]:
+    """Every node class of the pack, module by module, in the order of definition."""
+    from comfy_api.latest import io
+
+    from . import measure
+
+    modules = (measure,)
+    return [
+        value
+        for module in modules
+        for value in vars(module).values()
+        # `define_schema` of its own: a shared base class is no node; `__module__`: an imported class is another's.
+        if isinstance(value, type) and issubclass(value, io.ComfyNode)
+        and "define_schema" in vars(value) and value.__module__ == module.__name__
+    ]

@@ -1,0 +1,1 @@
+"""Trainers of the tiny checkpoints. Not part of the published pack."""
