@@ -18,7 +18,7 @@ async def comfy_entrypoint() -> ComfyExtension:
     """The extension object that ComfyUI asks for its nodes once per start."""
     from comfy_api.latest import ComfyExtension
 
-    from .models.folders import register_folders
+    from .models.host import register_folders
     from .nodes import node_classes
 
     class Interspatial(ComfyExtension):

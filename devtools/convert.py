@@ -1,8 +1,8 @@
 """Keep the two forms of each workflow in step: `workflows/NN_name.json` is the truth, `workflows/api/` follows from it.
 
-    python -m devtools.convert              say which API files are out of step
-    python -m devtools.convert --write      write them anew
-    python -m devtools.convert --sketch sketch.json workflows/NN_name.json      lay out a sketch, then write both forms
+    python devtools/convert.py              say which API files are out of step
+    python devtools/convert.py --write      write them anew
+    python devtools/convert.py --sketch sketch.json workflows/NN_name.json      lay out a sketch, then write both forms
 
 Needs comfy-cli, and COMFYUI_PATH: the widget order comes from the running server's /object_info.
 """
@@ -14,6 +14,10 @@ import json
 import re
 import sys
 from pathlib import Path
+
+if not __package__:      # started as a file; relative imports need to know their package
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    __package__ = "devtools"
 
 from . import API_WORKFLOWS, ROOT, WORKFLOWS
 from .layout_workflow import SketchError, workflow_from_sketch
@@ -75,7 +79,7 @@ def write_sketch(sketch: Path, workflow: Path, server: Server) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="devtools.convert", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="devtools/convert.py", description=__doc__.split("\n")[0])
     parser.add_argument("--write", action="store_true", help="write the API files that are out of step")
     parser.add_argument("--sketch", nargs=2, type=Path, metavar=("SKETCH", "WORKFLOW"), help="lay out SKETCH first")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """The demo: one workflow through a real ComfyUI server on the CPU, dense beside sparse, with the measured report.
 
-    python -m devtools.demo      needs COMFYUI_PATH, and INTERSPATIAL_BASE: the folder that keeps the results
+    python devtools/demo.py      needs COMFYUI_PATH, and INTERSPATIAL_BASE: the folder that keeps the results
 """
 
 from __future__ import annotations
@@ -8,11 +8,16 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 import sys
 import time
+from pathlib import Path
+
+if not __package__:      # started as a file; relative imports need to know their package
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    __package__ = "devtools"
 
 from . import API_WORKFLOWS, WORKFLOWS
+from .children import stop_on_signals
 from .convert import load
 from .prompt import Progress, PromptError, Run, run_prompt
 from .server import ServerError, server_from_environment
@@ -74,16 +79,12 @@ def describe(run: Run) -> str:
 
 
 def main() -> int:
-    # A polite kill must stop the server too: turned into an exception, it unwinds through the context managers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stop_on_signals()      # SystemExit unwinds through the server's context manager
     try:
         print(describe(run_demo()))
     except (ServerError, PromptError) as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -11,7 +11,7 @@ Groups stand side by side in the order of the data flow. Inside a group a node w
 that feeds it; nodes of one column stand below each other in the order of the sketch. Notes without a group stand left
 of everything.
 
-`python -m devtools.convert --sketch sketch.json workflows/NN_name.json` writes both forms.
+`python devtools/convert.py --sketch sketch.json workflows/NN_name.json` writes both forms.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from .head_rows import head_rows
 def attention_mask(bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The bias as a mask of the given dtype that leaves every row a key, and the rows that had none.
 
-    A softmax ignores a common shift, so the largest bias becomes (nearly) 0: only distances from it are rounded. The
-    shift itself is a number that every dtype holds.
+    A softmax ignores a common shift, so the largest bias becomes (nearly) 0 and only distances from it are rounded. The
+    shift itself is rounded first, so that subtracting it from the many zeros of a bias costs them nothing.
 
     bias: fp32 [..., W], -inf allowed
     returns: [..., W], bool [..., 1]

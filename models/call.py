@@ -111,7 +111,7 @@ class AttentionCall:
         returns: [B, N', H, D]
         """
         if q is not None and mask is ... and self.mask is not None:
-            raise ValueError("This attention call has a mask: pass dense(q, k, v) a mask that fits its tokens, or mask=None.")
+            raise ValueError("This attention call has a mask: give dense(q, k, v) one for its tokens, or mask=None.")
         return self._dense(q, k, v, None if mask is ... else mask, layout)
 
     def state(self, branch: Branch, factory: Callable[[], State]) -> State:

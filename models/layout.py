@@ -31,7 +31,7 @@ class Segment:
         if self.kind not in KINDS:
             raise LayoutError(f"A segment cannot be of kind {self.kind!r}. Accepted: {', '.join(KINDS)}.")
         if not 0 <= self.start < self.stop:
-            raise LayoutError(f"The {self.kind} segment runs from {self.start} to {self.stop}: it needs a token or more.")
+            raise LayoutError(f"The {self.kind} segment runs from {self.start} to {self.stop}: it needs a token.")
         if self.grid is not None and math.prod(self.grid) != self.stop - self.start:
             raise LayoutError(
                 f"The {self.kind} segment has {self.stop - self.start} tokens, but its grid "

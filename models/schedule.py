@@ -94,9 +94,8 @@ class Schedule:
     def calls_in(self, step: int) -> int:
         """Model calls that a sampler of `CALLS_PER_STEP` makes in a step, else 1."""
         calls = CALLS_PER_STEP.get(self.sampler, 1)
-        if self.sampler == "sample_heunpp2":   # falls back to Heun, then Euler, at the end of any schedule
-            return min(calls, self.steps - step)
-        return 1 if self.sigmas[step + 1] == 0.0 else calls
+        # heunpp2 falls back to Heun, then Euler, at the end of any schedule
+        return min(calls, self.steps - step) if self.sampler == "sample_heunpp2" else calls
 
     def contains(self, window: StepWindow, position: Position) -> bool:
         """True when a call at `position` lies inside `window`."""

@@ -7,9 +7,9 @@ def node_classes() -> list[type]:
     """Every node class of the pack, module by module, in the order of definition."""
     from comfy_api.latest import io
 
-    from . import measure
+    from . import measure, sources, speed
 
-    modules = (measure,)
+    modules = (sources, speed, measure)
     return [
         value
         for module in modules

@@ -16,7 +16,7 @@ FORBIDDEN_MODULES = {"subprocess", "pickle", "dill", "marshal", "ctypes", "socke
 FORBIDDEN_CALLS = {"torch.load", "torch.cuda.empty_cache", "torch.cuda.synchronize", "os.system", "os.popen"}
 FORBIDDEN_METHODS = {"cuda"}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes"}
-DOORS = ("models/host", "models/folders")      # the only places in models/ that know ComfyUI
+DOORS = ("models/host",)      # the only place in models/ that knows ComfyUI
 
 
 def published() -> list[Path]:
@@ -79,6 +79,11 @@ def test_the_scan_sees_what_it_looks_for():
     assert len(list(offences(ast.parse(BAD)))) == 5
     reached = relative_imports(ast.parse(REACHING), Path("models/attention/radial.py"))
     assert list(reached) == ["kernels", "models", "models"]
+
+
+def test_what_is_not_scanned_is_not_published():
+    ignored = (ROOT / ".comfyignore").read_text(encoding="utf-8").split()
+    assert {f"/{name}" if name.endswith(".py") else f"/{name}/" for name in UNPUBLISHED} <= set(ignored)
 
 
 @each_file

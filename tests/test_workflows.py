@@ -12,7 +12,7 @@ from interspatial.devtools.prompt import run_prompt
 from interspatial.devtools.server import PACK, Server
 
 FRONTEND_ONLY = {"MarkdownNote", "Note"}
-REGENERATE = "run `python -m devtools.convert --write`"
+REGENERATE = "run `python devtools/convert.py --write`"
 
 each_workflow = pytest.mark.parametrize("path", workflow_paths(), ids=lambda path: path.stem)
 

@@ -22,8 +22,10 @@ def orthogonalised(g: Tensor, rounds: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    def __init__(self, params, lr: float, momentum: float = 0.9):
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    """decay: share of the weight taken off per unit of `lr`; weights settle at a spectral norm below 1 / decay"""
+
+    def __init__(self, params, lr: float, momentum: float = 0.9, decay: float = 0.3):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -35,4 +37,5 @@ class Muon(torch.optim.Optimizer):
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 ahead = p.grad.lerp(buffer, group["momentum"]).flatten(1)
                 scale = max(1.0, ahead.shape[0] / ahead.shape[1]) ** 0.5
+                p.mul_(1 - group["lr"] * group["decay"])
                 p.add_(orthogonalised(ahead).view_as(p), alpha=-group["lr"] * scale)

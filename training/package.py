@@ -28,6 +28,7 @@ def prepare(comfy: bool = True) -> None:
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = not torch.cuda.is_available()  # core's own parser stays off: the arguments are the trainer's
+    comfy.cli_args.args.use_pytorch_cross_attention = True  # has a fused backward, core's default on CPU does not
     import comfy.model_management
 
     comfy.model_management.in_training = True  # core then uses operators that have gradients

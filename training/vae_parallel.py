@@ -22,12 +22,17 @@ def shifted(x: Tensor, frames: int, taps: int) -> Tensor:
     return torch.cat([*views, clip], 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
+def convolve(conv: nn.Module, x: Tensor, weight: Tensor, **how) -> Tensor:
+    """Every convolution of the network passes here, so that its initialisation can be fitted to data."""
+    return F.conv2d(x, weight, conv.bias, **how)
+
+
 def causal_conv(conv: nn.Conv3d, x: Tensor, frames: int) -> Tensor:
     """A causal 3-D convolution with stride 1."""
     taps = conv.weight.shape[2]
     weight = conv.weight.transpose(1, 2).flatten(1, 2)
     x = shifted(x, frames, taps) if taps > 1 else x
-    return F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), conv.bias, padding=conv.padding[1:])
+    return convolve(conv, x, weight.contiguous(memory_format=torch.channels_last), padding=conv.padding[1:])
 
 
 def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
@@ -61,15 +66,15 @@ def resample(layer: nn.Module, x: Tensor, frames: int) -> tuple[Tensor, int]:
         frames = 2 * frames - 1
     if layer.mode.startswith("downsample"):
         x = F.pad(x, (0, 1, 0, 1))
-        x = F.conv2d(x, layer.resample[1].weight, layer.resample[1].bias, stride=2)
+        x = convolve(layer.resample[1], x, layer.resample[1].weight, stride=2)
     else:
         x = F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
-        x = F.conv2d(x, layer.resample[1].weight, layer.resample[1].bias, padding=1)
+        x = convolve(layer.resample[1], x, layer.resample[1].weight, padding=1)
     if layer.mode == "downsample3d" and frames > 1:
         clip = x.unflatten(0, (-1, frames))
         weight = layer.time_conv.weight.transpose(1, 2).flatten(1, 2)
         triples = torch.cat([clip[:, 0:-1:2], clip[:, 1::2], clip[:, 2::2]], 2).flatten(0, 1)
-        half = F.conv2d(triples, weight, layer.time_conv.bias)
+        half = convolve(layer.time_conv, triples, weight)
         frames = (frames + 1) // 2
         x = torch.cat([clip[:, :1], half.unflatten(0, (-1, frames - 1))], 1).flatten(0, 1)
     return x, frames

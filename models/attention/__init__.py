@@ -1,1 +1,6 @@
-"""Attention methods, one file each: they choose blocks, `kernels.block_attend` does the arithmetic."""
+"""Sparse attention methods, one file each. Importing this package registers them all."""
+
+from . import block_topk
+from .method import METHODS, Blocks, SparseAttention, When, parse_layers
+
+__all__ = ["METHODS", "Blocks", "SparseAttention", "When", "block_topk", "parse_layers"]

@@ -5,4 +5,4 @@ from .family import Family
 
 OPAQUE = "SeedVR2 calls its windowed attention without transformer options, so no hook ever sees it"
 
-FAMILIES = (Family("seedvr2", ("NaDiT",), ("blocks",), 4, 8, lambda i: OPAQUE, opaque=OPAQUE),)
+FAMILIES = (Family("seedvr2", ("NaDiT",), ("blocks",), 4, 8, lambda i: OPAQUE, lambda i: {}, opaque=OPAQUE),)

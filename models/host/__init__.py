@@ -6,10 +6,16 @@
 """
 from __future__ import annotations
 
+from .folders import register_folders
 from .hooks import KINDS, Patch, StepCall, attach_attention, attach_step, patches_of, report_of
+from .measuring import executing_node, wrap_outermost
 from .services import add_model_folder, check_interrupt, family_of_model, model_sampling, progress_bar, show_text
+from .text_encoder import load_text_encoder, text_encoder_files
 
 __all__ = [
     "KINDS", "Patch", "StepCall", "add_model_folder", "attach_attention", "attach_step", "check_interrupt",
-    "family_of_model", "model_sampling", "patches_of", "progress_bar", "report_of", "show_text",
+    "executing_node",
+    "family_of_model", "load_text_encoder", "model_sampling", "patches_of", "progress_bar", "register_folders",
+    "report_of", "show_text",
+    "text_encoder_files", "wrap_outermost",
 ]

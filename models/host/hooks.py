@@ -139,7 +139,7 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     run = Run(Schedule(sigmas.tolist(), sampling.percent_to_sigma, name), Report())
     for patch in patches:
         run.report.tally(patch, patch.card)
-    options[RUN] = run
+    options[RUN] = run   # these options are the run's own copy and end with it
     if "torch._dynamo" in sys.modules and ATTENTION in options:
         # Some model here may be compiled: one clean graph break per attention, instead of traces of our bookkeeping.
         options[ATTENTION] = torch.compiler.disable(options[ATTENTION])
@@ -149,7 +149,6 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
         run.report.ended = type(error).__name__
         raise
     finally:
-        options.pop(RUN, None)
         run.close()
         _publish(patches, run.report, options[LAST])
 
@@ -217,8 +216,11 @@ def _forward(model, run: Run, x: Tensor, conds: dict, options: dict) -> Forward:
     if family is None:
         return Forward(None, f"{type(model).__name__} is not a model this pack knows", **common)
     inputs = Inputs(model, video, text, shapes[1] if len(shapes) > 1 else None, conds, options)
-    others = {} if family.opaque else family.others(inputs)
-    return Forward(family, family.expect(inputs), others=others, stacks=family.stacks(model), **common)
+    try:
+        found = {"expected": family.expect(inputs), "others": family.others(inputs), "stacks": family.stacks(model)}
+    except Exception as error:   # a model that another ComfyUI has changed must not end the render, only our part in it
+        found = {"expected": f"the tokens of {family.name} could not be told ({type(error).__name__}: {error})"}
+    return Forward(family, **found, **common)
 
 
 def _branches(run: Run, batch: int, options: dict, window) -> tuple[Branch, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from . import door
 from .lineage import fingerprint, upstream
 from .memory import PeakMemory, synchronize
 
@@ -115,20 +114,26 @@ def attach_stopwatch(model) -> tuple[object, Measurement]:
 
     The wrappers sit outermost, whatever was or will be patched, so that every patch's own cost is inside.
     """
+    from .. import host  # here, so that what needs no ComfyUI is importable without it
+
     measured, measurement = model.clone(), Measurement()
     watch = Stopwatch(measurement)
     for wrapper in (watch.outer_sample, watch.sampler_sample, watch.apply_model):
-        door.wrap_outermost(measured, wrapper.__name__.upper(), KEY, wrapper)
+        host.wrap_outermost(measured, wrapper.__name__.upper(), KEY, wrapper)
     return measured, measurement
 
 
 def run_behind(measurement: Measurement, name: str) -> RunRecord | None:
     """The run that made the clip on input `name` of the node that is running now."""
-    found = door.executing_node()
+    from .. import host
+
+    found = host.executing_node()
     return measurement.behind(upstream(*found, name) if found else frozenset())
 
 
 def executing_fingerprint() -> str | None:
     """Fingerprint of the node that is running now, None outside a graph."""
-    found = door.executing_node()
+    from .. import host
+
+    found = host.executing_node()
     return fingerprint(*found) if found else None

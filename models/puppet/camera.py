@@ -35,6 +35,9 @@ class CameraTrack:
     K: Tensor
     w2c: Tensor
 
+    def at(self, frames: slice) -> CameraTrack:
+        return CameraTrack(self.K[frames], self.w2c[frames])
+
     @property
     def centre(self) -> Tensor:
         """Camera centres in the world. returns: [F, 3]"""

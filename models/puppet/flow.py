@@ -19,7 +19,7 @@ def optical_flow(world: World) -> tuple[Tensor, Tensor]:
     """
     now = world.hit_points()[:-1]
     later = torch.where(world.hits.primitive[:-1, ..., None] >= 0, _carried(world, now), now)
-    pixel, depth = world.camera_from(1).project(later)
+    pixel, depth = world.camera.at(slice(1, None)).project(later)
     y, x = torch.meshgrid(torch.arange(world.height) + 0.5, torch.arange(world.width) + 0.5, indexing="ij")
     flow = pixel - torch.stack([x, y], -1)
     backdrop = world.depth[:-1].isinf()

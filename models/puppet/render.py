@@ -29,6 +29,9 @@ class Bodies:
     axis: Tensor
     radius: Tensor
 
+    def at(self, frames: slice) -> Bodies:
+        return Bodies(self.rotation[frames], self.origin[frames], self.axis, self.radius)
+
     @property
     def tip(self) -> Tensor:
         """returns: [F, C, 3]"""

@@ -6,7 +6,8 @@ F frames   P puppets   C primitives. One call poses everything, casts the rays a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -22,7 +23,12 @@ BACKGROUND, FLOOR, BALL = 0, 1, 2  # part map codes; limbs follow in the order o
 FIRST_LIMB_PART = 3
 GRAVITY = 9.81
 LIGHT = (-0.45, 0.75, 0.5)
+CHUNK_RAYS = 1 << 21  # about 0.4 GB of candidates and shading at a time
 _TEXTURES = (*PATTERNS, "head")
+
+
+def _no_tick(done: int) -> None:
+    """Nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class World:
     """A posed scene seen by a camera; all truth hangs on it.
 
     joints: [F, P, J, 3] metres    owner: [C] puppet of each primitive, P + i for ball i
+    tick: called with the number of frames shaded so far; what it raises ends the work
     """
 
     spec: SceneSpec
@@ -40,14 +47,26 @@ class World:
     bodies: Bodies
     joints: Tensor
     owner: Tensor
+    tick: Callable[[int], None] = _no_tick
 
     @property
     def frames(self) -> int:
         return len(self.camera.K)
 
+    def at(self, frames: slice) -> World:
+        """The same scene over fewer frames."""
+        return replace(self, camera=self.camera.at(frames), bodies=self.bodies.at(frames), joints=self.joints[frames])
+
+    def _parts_of_time(self, rays: int) -> list[slice]:
+        """Spans of frames that cast at most CHUNK_RAYS rays at `rays` a frame."""
+        size = max(1, CHUNK_RAYS // rays)
+        return [slice(start, start + size) for start in range(0, self.frames, size)]
+
     @cached_property
     def hits(self) -> Hits:
-        return cast(self.bodies, self.camera, self.height, self.width)
+        spans = self._parts_of_time(self.height * self.width)
+        found = [cast(self.bodies.at(span), self.camera.at(span), self.height, self.width) for span in spans]
+        return Hits(torch.cat([h.primitive for h in found]), torch.cat([h.depth for h in found]))
 
     @cached_property
     def rgb(self) -> Tensor:
@@ -61,12 +80,21 @@ class World:
 
     @cached_property
     def _supersampled(self) -> tuple[Tensor, Tensor]:
-        fine = _finer(self.camera)
-        hits = cast(self.bodies, fine, 2 * self.height, 2 * self.width)
-        rgb = _shade(self, hits, fine)
-        owner = torch.where(hits.primitive >= 0, self.owner[hits.primitive.clamp(min=0)], -1)
-        who = torch.stack([(owner == p).float() for p in range(len(self.spec.puppets))]) if self.spec.puppets else torch.zeros(0, *owner.shape)
-        return _halve(rgb.movedim(-1, 1)).movedim(1, -1).clamp(0, 1), _halve(who)
+        pictures, alphas = [], []
+        for span in self._parts_of_time(4 * self.height * self.width):
+            part = self.at(span)
+            fine = _finer(part.camera)
+            hits = cast(part.bodies, fine, 2 * self.height, 2 * self.width)
+            owner = torch.where(hits.primitive >= 0, _looked_up(self.owner, hits.primitive), -1)
+            people = range(len(self.spec.puppets))
+            alphas.append(torch.stack([_halve((owner == p).float()[:, None])[:, 0] for p in people]) if people else torch.zeros(0, *part.size))
+            pictures.append(_halve(_shade(part, hits, fine).movedim(-1, 1)).movedim(1, -1).clamp(0, 1))
+            self.tick(min(span.stop, self.frames))
+        return torch.cat(pictures), torch.cat(alphas, 1)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        return self.frames, self.height, self.width
 
     @cached_property
     def depth(self) -> Tensor:
@@ -80,12 +108,12 @@ class World:
         limb_part = torch.tensor([FIRST_LIMB_PART + PARTS.index(limb.part) for limb in LIMBS])
         table = torch.cat([limb_part.repeat(len(self.spec.puppets)), torch.full((len(self.spec.balls),), BALL)])
         ground = torch.where(self._floor_depth.isfinite(), FLOOR, BACKGROUND)
-        return torch.where(self.hits.primitive >= 0, table[self.hits.primitive.clamp(min=0)] if len(table) else ground, ground)
+        return torch.where(self.hits.primitive >= 0, _looked_up(table, self.hits.primitive), ground)
 
     @cached_property
     def owners(self) -> Tensor:
         """Puppet index at pixel centres, P + i for ball i, -1 elsewhere. returns: [F, H, W] int64"""
-        return torch.where(self.hits.primitive >= 0, self.owner[self.hits.primitive.clamp(min=0)], -1)
+        return torch.where(self.hits.primitive >= 0, _looked_up(self.owner, self.hits.primitive), -1)
 
     @cached_property
     def joints_image(self) -> tuple[Tensor, Tensor]:
@@ -96,18 +124,16 @@ class World:
     def _floor_depth(self) -> Tensor:
         return _floor_depth(self.spec, self.camera, directions(self.camera, self.height, self.width))
 
-    def camera_from(self, first: int) -> CameraTrack:
-        """The camera without its first frames."""
-        return CameraTrack(self.camera.K[first:], self.camera.w2c[first:])
-
     def hit_points(self) -> Tensor:
         """World point behind each pixel centre; meaningless where depth is inf. returns: [F, H, W, 3]"""
         s = self.depth.clamp(max=FAR)[..., None]
         return self.camera.centre[:, None, None] + s * directions(self.camera, self.height, self.width)
 
 
-def pose_scene(spec: SceneSpec, frames: int, height: int, width: int, fps: float = 16.0) -> World:
-    """Put every puppet, ball and camera where it is at each frame.
+def pose_scene(
+    spec: SceneSpec, frames: int, height: int, width: int, fps: float = 16.0, tick: Callable[[int], None] = _no_tick
+) -> World:
+    """Put every puppet, ball and camera where it is at each frame. Nothing is rendered until it is asked for.
 
     raises: ValueError for a scene without frames or pixels
     """
@@ -136,7 +162,7 @@ def pose_scene(spec: SceneSpec, frames: int, height: int, width: int, fps: float
         radius, owner = [torch.zeros(0)], [torch.zeros(0, dtype=torch.int64)]
     bodies = Bodies(torch.cat(rotation, 1), torch.cat(origin, 1), torch.cat(axis), torch.cat(radius))
     stacked = torch.stack(joints, 1) if joints else torch.zeros(frames, 0, 24, 3)
-    return World(spec, fps, height, width, track(spec.camera, t, height, width), bodies, stacked, torch.cat(owner))
+    return World(spec, fps, height, width, track(spec.camera, t, height, width), bodies, stacked, torch.cat(owner), tick)
 
 
 def impacts(ball: Ball, seconds: float) -> list[tuple[float, float]]:
@@ -163,6 +189,11 @@ def ball_path(ball: Ball, t: Tensor) -> Tensor:
     return torch.stack([x, height.clamp(min=low), z], -1)
 
 
+def _looked_up(table: Tensor, index: Tensor) -> Tensor:
+    """table[index] with -1 read as anything. A scene without primitives has an empty table."""
+    return table[index.clamp(min=0)] if len(table) else torch.zeros_like(index)
+
+
 def _finer(camera: CameraTrack) -> CameraTrack:
     K = camera.K.clone()
     K[:, :2] *= 2
@@ -170,7 +201,7 @@ def _finer(camera: CameraTrack) -> CameraTrack:
 
 
 def _halve(x: Tensor) -> Tensor:
-    """Mean of each 2x2. x: [A, B, 2H, 2W] -> [A, B, H, W]"""
+    """Mean of each 2x2. x: [F, C, 2H, 2W] -> [F, C, H, W]"""
     return torch.nn.functional.avg_pool2d(x, 2)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from interspatial.models.families import FAMILIES, Inputs, Timed, family_of
@@ -9,7 +13,8 @@ from interspatial.models.families.family import Family
 from interspatial.models.forward import Forward, NotVideo
 from interspatial.models.layout import TokenLayout, arrange
 from interspatial.models.report import Card
-from interspatial.tests.models.tiny_dits import BY_NAME, TINIES, Tiny, guide_frames, placed, sample, seedvr2, wan
+from interspatial.tests.models.tinies import BY_NAME, TINIES, Tiny, guide_frames, sample
+from interspatial.tests.models.tiny_dits import placed, seedvr2, wan
 
 CARD = Card("probe", "sparse")
 
@@ -80,9 +85,7 @@ def test_tokens_are_explained_and_the_rest_is_left_alone(comfy, monkeypatch, tin
 
     assert torch.equal(watched, plain), "standing aside must leave every bit"
     truth = arrange([(kind, size) for kind, size in tiny.segments])
-    layers = [layer for layer, *_ in aside.seen]
-    assert len(set(layers)) == tiny.layers
-    assert layers == layers[:tiny.layers] * 2, "two steps, each layer once and in order"
+    assert [layer for layer, *_ in aside.seen] == [*tiny.layers] * 2, "two steps, each layer once and in order"
     for _, layout, shape, family, batch in aside.seen:
         assert [(s.kind, len(s)) for s in layout.segments] == [(s.kind, len(s)) for s in truth.segments]
         assert layout.grid == truth.grid
@@ -138,7 +141,8 @@ def test_context_windows_have_layouts_of_their_own(comfy):
     assert relative(permuted, plain) <= 1e-5
     grids = {window: {grid for grid, _ in found} for window, found in seen.items()}
     assert grids == {(0, 1, 2, 3): {(4, 4, 4)}, (3, 4, 5, 6): {(5, 4, 4)}, (5, 6, 7, 8): {(5, 4, 4)}}
-    assert len({branch for found in seen.values() for _, branch in found}) == 1, "one prompt is one branch in all windows"
+    branches = {branch for found in seen.values() for _, branch in found}
+    assert len(branches) == 1, "one prompt is one branch in all windows"
 
 
 def test_guides_with_dropped_tokens_are_left_alone(comfy, monkeypatch):
@@ -231,6 +235,40 @@ def test_unknown_model_is_left_alone_with_a_sentence(comfy):
     assert "Stranger is not a model this pack knows" in host.report_of(patched)
 
 
+def test_a_model_that_another_comfyui_has_changed_still_renders(comfy, monkeypatch):
+    from interspatial.models import host
+
+    def layout(inputs):
+        raise AttributeError("'WanModel' object has no attribute 'patch_size'")
+
+    broken = dataclasses.replace(family_of(wan().model.diffusion_model), layout=layout)
+    monkeypatch.setattr(host.hooks, "family_of", lambda model: broken)
+    tiny, aside = BY_NAME["wan"], Aside()
+    patched = host.attach_attention(tiny.model(), CARD, aside)
+    assert torch.equal(sample(patched, tiny), sample(tiny.model(), tiny))
+    assert not aside.seen
+    assert "could not be told (AttributeError: 'WanModel' object has no attribute" in host.report_of(patched)
+
+
+def test_model_of_the_loader_node(comfy):
+    """A checkpoint file through UNETLoader, as a user loads it."""
+    import comfy.utils
+    import folder_paths
+    from interspatial.models import host
+
+    import nodes
+
+    tiny, folder = BY_NAME["wan"], Path(folder_paths.get_folder_paths("diffusion_models")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"config": json.dumps({"transformer": {"text_dim": 32, "freq_dim": 64}})}
+    weights = {key: value.clone() for key, value in tiny.model().model.diffusion_model.state_dict().items()}
+    comfy.utils.save_torch_file(weights, str(folder / "interspatial_tiny_wan.safetensors"), metadata=config)
+    model, = nodes.UNETLoader().load_unet("interspatial_tiny_wan.safetensors", "default")
+    assert host.family_of_model(model).name == "wan"
+    permuted = sample(host.attach_attention(model, CARD, Permuted()), tiny)
+    assert relative(permuted, sample(tiny.model(), tiny)) <= 1e-5
+
+
 def test_family_of_a_compiled_model(comfy):
     module = wan().model.diffusion_model
     assert family_of(torch.compile(module, backend="eager")) is family_of(module)
@@ -241,7 +279,7 @@ def test_blocks_are_where_the_family_says(comfy):
     for tiny in TINIES:
         module = tiny.model().model.diffusion_model
         stacks = family_of(module).stacks(module)
-        expected = tiny.layers - (1 if tiny.name == "wan_vace" else 0)   # two contexts share one VACE block
+        expected = len(tiny.layers) - (tiny.name == "wan_vace")   # two contexts share one VACE block
         assert sum(stacks.values()) == expected, tiny.name
 
 
@@ -254,11 +292,12 @@ TIMED = Family("timed", (), (), 4, 8, lambda i: "", timed=(Timed("latent", 2), T
 
 
 @pytest.mark.parametrize(("start", "stop", "latent", "face"), [
-    (0, 5, range(5), range(16)), (2, 4, range(2, 4), range(4, 12)), (0, 1, range(1), range(0)), (4, 5, range(4, 5), range(12, 16)),
+    (0, 5, range(5), range(16)), (2, 4, range(2, 4), range(4, 12)), (0, 1, range(1), range(0)),
+    (4, 5, range(4, 5), range(12, 16)),
 ])
 def test_slice_cond_cuts_what_has_time(start, stop, latent, face):
     """Five latent frames; the face has four pictures per latent frame and none for the first."""
-    conds = {"latent": torch.arange(5).reshape(1, 1, 5), "face": torch.arange(16).reshape(1, 16), "text": torch.ones(1, 7)}
+    conds = {"latent": torch.arange(5).reshape(1, 1, 5), "face": torch.arange(16)[None], "text": torch.ones(1, 7)}
     cut = TIMED.slice_cond(conds, start, stop)
     assert cut["latent"].flatten().tolist() == list(latent)
     assert cut["face"].flatten().tolist() == list(face)
@@ -268,12 +307,10 @@ def test_slice_cond_cuts_what_has_time(start, stop, latent, face):
 
 def test_layouts_refuse_what_they_cannot_tell(comfy):
     """Guides that are no whole frames, packed layouts of another signature, references of Z-Image."""
-    ltxv, minimax, lumina = (family_of(BY_NAME[n].model().model.diffusion_model) for n in ("ltxv", "minimax_h3", "lumina2"))
-    module = BY_NAME["ltxv"].model().model.diffusion_model
-    guides = {"keyframe_idxs": torch.zeros(1, 3, 25, 2)}
-    assert "not whole frames" in ltxv.expect(Inputs(module, (1, 128, 4, 4, 6), 7, conds=guides))
-    module = BY_NAME["minimax_h3"].model().model.diffusion_model
-    assert "cannot be read" in minimax.expect(Inputs(module, (1, 24, 2, 4, 6), 7, (1, 32, 2, 5)))
-    module = BY_NAME["lumina2"].model().model.diffusion_model
-    references = {"ref_latents": [torch.zeros(1, 16, 8, 8)]}
-    assert "reference images" in lumina.expect(Inputs(module, (1, 16, 1, 8, 12), 7, conds=references))
+    for name, latent, audio, conds, says in (
+        ("ltxv", (1, 128, 4, 4, 6), None, {"keyframe_idxs": torch.zeros(1, 3, 25, 2)}, "not whole frames"),
+        ("minimax_h3", (1, 24, 2, 4, 6), (1, 32, 2, 5), {}, "cannot be read"),
+        ("lumina2", (1, 16, 1, 8, 12), None, {"ref_latents": [torch.zeros(1, 16, 8, 8)]}, "reference images"),
+    ):
+        module = BY_NAME[name].model().model.diffusion_model
+        assert says in family_of(module).expect(Inputs(module, latent, 7, audio, conds))

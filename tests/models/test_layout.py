@@ -53,7 +53,7 @@ def test_wrong_segments_are_refused_with_a_sentence(segments, tokens, says):
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (("prose", 0, 7), "Accepted: text, reference"),
-    (("text", 7, 7), "needs a token or more"),
+    (("text", 7, 7), "it needs a token"),
     (("text", -1, 7), "from -1 to 7"),
     (("video", 0, 71, GRID), "has 71 tokens, but its grid 3 x 4 x 6 has 72"),
 ])

@@ -28,7 +28,8 @@ def filled() -> tuple[Report, object]:
 
 def test_line():
     _, tally = filled()
-    assert tally.line() == "sparse 48/50 layers, 19/20 steps, kept 11 %, unpatched: first step (50), layers 0 and 49 (38)"
+    assert tally.line() == (
+        "sparse 48/50 layers, 19/20 steps, kept 11 %, unpatched: first step (50), layers 0 and 49 (38)")
     assert (tally.run, tally.aside) == (19 * 48, 50 + 38)
     assert tally.mean("kept") == pytest.approx(0.11)
     assert tally.mean("absent") is None

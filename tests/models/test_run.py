@@ -13,7 +13,7 @@ from interspatial.models.layout import arrange
 from interspatial.models.report import Card, Report
 from interspatial.models.run import Run
 from interspatial.models.schedule import Schedule
-from interspatial.tests.models.tiny_dits import BY_NAME, sample
+from interspatial.tests.models.tinies import BY_NAME, sample
 
 CARD = Card("keeper", "sparse")
 
@@ -26,7 +26,8 @@ KEY = {"kind": "a", "branch": "prompt", "layer": 3, "layout": arrange([("video",
 
 
 @pytest.mark.parametrize("change", [
-    {"kind": "b"}, {"branch": "other"}, {"layer": 4}, {"layout": arrange([("video", (3, 6, 4))]).key}, {"window": (0, 1)},
+    {"kind": "b"}, {"branch": "other"}, {"layer": 4}, {"layout": arrange([("video", (3, 6, 4))]).key},
+    {"window": (0, 1)},
 ], ids=lambda change: next(iter(change)))
 def test_state_is_one_per_key(change):
     run = new_run()
@@ -38,10 +39,10 @@ def test_state_is_one_per_key(change):
 
 def test_close_frees_what_was_kept():
     run = new_run()
-    tensor = torch.zeros(3)
-    alive = weakref.ref(tensor)
-    run.state(**KEY, factory=lambda: {"kept": tensor})
-    del tensor
+    state = run.state(**KEY, factory=lambda: {"kept": torch.zeros(3)})
+    alive = weakref.ref(state["kept"])
+    del state
+    gc.collect()
     assert alive() is not None
     run.close()
     gc.collect()
@@ -161,7 +162,8 @@ def test_second_evaluation_of_a_prompt_has_state_of_its_own(comfy):
     model, keeper, tiny = kept()
 
     def again(args):
-        comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], args["model_options"])
+        comfy.samplers.calc_cond_batch(
+            args["model"], [args["cond"]], args["input"], args["sigma"], args["model_options"])
         return args["denoised"]
 
     model.set_model_sampler_post_cfg_function(again)
@@ -173,7 +175,6 @@ def test_second_evaluation_of_a_prompt_has_state_of_its_own(comfy):
 @pytest.mark.parametrize("kind", ["exception", "interrupt", "none"])
 def test_state_is_dropped_however_the_run_ends(comfy, kind):
     import comfy.model_management
-
     from interspatial.models import host
 
     error = {"exception": RuntimeError, "interrupt": comfy.model_management.InterruptProcessingException}.get(kind)
@@ -210,8 +211,8 @@ def test_a_run_within_a_run_of_the_same_model(comfy):
     def guided(callback=None):
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(tiny.prompt(1), tiny.prompt(2))
-        return guider.sample(comfy.sample.prepare_noise(latent, 1), latent, comfy.samplers.sampler_object("euler"), sigmas,
-                             callback=callback, disable_pbar=True, seed=1)
+        euler, noise = comfy.samplers.sampler_object("euler"), comfy.sample.prepare_noise(latent, 1)
+        return guider.sample(noise, latent, euler, sigmas, callback=callback, disable_pbar=True, seed=1)
 
     def nest(step, x0, x, total) -> None:
         if step == 1:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import folder_paths
+
 FOLDERS = ("diffusion_models", "vae", "text_encoders", "loras")   # names under checkpoints/ are ComfyUI's folder names
 
 
@@ -13,8 +15,6 @@ def register_folders(root: Path) -> list[Path]:
     A file of the same name in the user's folders wins. Calling it again adds nothing.
     returns: the folders added, in the order of FOLDERS
     """
-    import folder_paths
-
     added = [root / name for name in FOLDERS if (root / name).is_dir()]
     for folder in added:
         folder_paths.add_model_folder_path(folder.name, str(folder))

@@ -1,0 +1,55 @@
+"""A scene from a few choices, the rest drawn by a seed: what the Puppet Scene node offers."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from .camera import MOVES, Camera
+from .motion import HEADINGS, MOTIONS, Motion
+from .scene import GROUNDS as SCENE_GROUNDS
+from .scene import SHIRT_HUES, SPACING, SceneSpec, random_scene
+
+ANY = "any"
+ACTIONS = (ANY, "walk left", "walk right", "walk toward the camera", "walk away", *(m for m in MOTIONS if m != "walk"))
+SHIRTS = (ANY, *SHIRT_HUES)
+GROUNDS = (ANY, *SCENE_GROUNDS)
+CAMERAS = (*MOVES, ANY)
+_HEADING_OF = {"walk left": "left", "walk right": "right", "walk toward the camera": "toward", "walk away": "away"}
+
+
+def directed_scene(seed: int, action: str = ANY, puppets: int = 0, shirt: str = ANY, ground: str = ANY, camera: str = "hold", balls: int = 0) -> SceneSpec:
+    """puppets: 1 to 3, 0 for a draw    action, shirt, ground, camera: a choice of the lists above
+
+    raises: ValueError that names the choice which is not known
+    """
+    for name, value, known in (("action", action, ACTIONS), ("shirt", shirt, SHIRTS), ("ground", ground, GROUNDS), ("camera", camera, CAMERAS)):
+        if value not in known:
+            raise ValueError(f"Puppet Scene: {name} {value!r} is not known. Accepted: {', '.join(known)}.")
+    spec = random_scene(seed, puppets or None, balls, None if camera == ANY else camera)
+    if action != ANY or shirt != ANY:
+        rng = random.Random(seed + 1)
+        people = tuple(replace(p, shirt=p.shirt if shirt == ANY else shirt) for p in spec.puppets)
+        spec = replace(spec, puppets=people if action == ANY else _acting(people, action, rng))
+    if ground != ANY:
+        spec = replace(spec, ground=ground)
+    if action in ("walk left", "walk right"):
+        spec = replace(spec, camera=_wide(spec.camera))
+    return spec
+
+
+def _acting(people: tuple, action: str, rng: random.Random) -> tuple:
+    """All puppets in the same action; walkers start so that they cross the picture's middle."""
+    walking = action in _HEADING_OF
+    speed, phase = rng.uniform(1.0, 1.35), rng.uniform(0, 6.283)
+    ahead = {"walk left": 0.7, "walk right": -0.7}.get(action, 0.0)
+    heading = HEADINGS[_HEADING_OF[action]] if walking else rng.uniform(-0.5, 0.5)
+    middle = (len(people) - 1) / 2
+    return tuple(
+        replace(p, motion=Motion("walk" if walking else action, heading, speed, phase + rng.uniform(-0.4, 0.4)),
+                start=(ahead + (i - middle) * SPACING, p.start[1]))
+        for i, p in enumerate(people))  # fmt: skip
+
+
+def _wide(camera: Camera) -> Camera:
+    return replace(camera, view=max(camera.view, 5.0))
