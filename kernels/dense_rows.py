@@ -26,7 +26,7 @@ def attention_mask(bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """
     top = bias.amax(-1, keepdim=True)
     dead = top == -torch.inf
-    shift = top.bfloat16().float().masked_fill_(dead, 0)
+    shift = torch.where(top.abs() < 1024, top.bfloat16().float(), top).masked_fill_(dead, 0)
     return (bias - shift).to(dtype).masked_fill_(dead, 0), dead
 
 

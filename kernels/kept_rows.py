@@ -25,10 +25,6 @@ from .pool_blocks import pool_blocks
 Tail = Literal["row", "block"]
 Sources = list[tuple[Tensor | None, Tensor]]  # table [rows, D] (None: zeros) and row numbers [R, n], in slot order
 
-# What was just gathered should still be in a core's cache: the softmax of 288 rows of 144 keys took 2.3 ms in pieces of
-# 1 MB and 5.0 ms at once (fp32, D 64).
-CPU_PIECE_BYTES = 2 << 20
-
 
 @dataclass(frozen=True)
 class PooledTail:
@@ -99,19 +95,22 @@ class KeptRows:
                 yield self._batch(*batch, count)
 
     def _groups(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Rows that are not full, as heads and query blocks, by the length of their lists."""
-        edges = [0, *(edge for span in self.plan.full for edge in span), self.plan.q_slots.shape[1]]
-        device, total = self.plan.cols.device, len(self.q.first)
-        blocks = torch.cat([torch.arange(*span, device=device) for span in zip(edges[::2], edges[1::2], strict=True)])
-        heads = torch.arange(total, device=device).repeat_interleave(len(blocks))
-        blocks = blocks.repeat(total)
-        if self.plan.counts is None or device.type != "cpu":  # elsewhere reading the counts would wait for the device
+        """Rows that share the length of their lists, as heads, query blocks and that length."""
+        heads, blocks = self._rows()
+        if self.plan.counts is None or heads.device.type != "cpu":  # elsewhere reading the counts waits for the device
             yield heads, blocks, self.plan.cols.shape[2]
             return
         counts, order = self.plan.counts[self._share(self.plan.counts, heads), blocks].sort(stable=True)
         lengths, rows = counts.unique_consecutive(return_counts=True)
         for count, group in zip(lengths.tolist(), order.split(rows.tolist()), strict=True):
             yield heads[group], blocks[group], count
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """Head and query block of every row that is not full."""
+        edges = [0, *(edge for span in self.plan.full for edge in span), self.plan.q_slots.shape[1]]
+        device, total = self.plan.cols.device, len(self.q.first)
+        blocks = torch.cat([torch.arange(*span, device=device) for span in zip(edges[::2], edges[1::2], strict=True)])
+        return torch.arange(total, device=device).repeat_interleave(len(blocks)), blocks.repeat(total)
 
     def _share(self, table: Tensor, heads: Tensor) -> Tensor:
         """Which entry of a table, made for all heads, one batch entry or one head each, belongs to each head."""
@@ -123,8 +122,6 @@ class KeptRows:
         q = self.q.take(q_tokens, heads)
         out, lse = torch.empty_like(q), torch.empty(q_tokens.shape, device=q.device) if self.return_lse else None
         piece_bytes = self.max_bytes // 2
-        if q.device.type == "cpu":
-            piece_bytes = min(piece_bytes, CPU_PIECE_BYTES)
         keys, values, bias = self._sources(heads, blocks, count, piece_bytes)
         (size, dim), width = q.shape[1:], bias.shape[1]
         if not width:

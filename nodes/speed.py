@@ -69,7 +69,7 @@ class SparseVideoAttention(io.ComfyNode):
         selector = METHODS[settings.pop("method")](**settings)
         when = When(StepWindow(start_percent, end_percent), StepWindow(first_dense_steps, None, "steps"), parse_layers(dense_layers), min_tokens)
         sparse = SparseAttention(selector, when, Blocks(block_order, block_side), TAILS[tail])
-        return io.NodeOutput(host.attach_attention(model, Card("sparse", "sparse"), sparse, cls.hidden.unique_id))
+        return io.NodeOutput(host.attach_attention(model, Card("sparse", "sparse"), sparse, getattr(cls.hidden, "unique_id", None)))
 
 
 class RunReport(io.ComfyNode):

@@ -12,8 +12,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from ...kernels.block_attend import block_attend
-from ...kernels.block_attend import why_not as kernel_why_not
+from ...kernels.block_attend import DTYPES, block_attend
 from ...kernels.block_plan import BlockPlan, kept_share
 from ..call import AttentionCall
 from ..schedule import StepWindow
@@ -107,10 +106,13 @@ class SparseAttention:
     tail: str | None = "row"
 
     def why_not(self, call: AttentionCall) -> str | None:
-        reason = self.when.why_not(call) or call.mask_reason()
-        if reason is None and call.k.shape[2] != call.q.shape[2]:
-            reason = "grouped queries: fewer key heads than query heads"
-        return reason or kernel_why_not(call.q, call.k, call.v, None, tail=self.tail)
+        if reason := self.when.why_not(call) or call.mask_reason():
+            return reason
+        if call.k.shape[2] != call.q.shape[2]:
+            return "grouped queries: fewer key heads than query heads"
+        if call.q.dtype not in DTYPES:
+            return f"attention runs in {call.q.dtype}"
+        return None
 
     def attend(self, call: AttentionCall) -> Tensor:
         """returns: [B, N, H, D]"""

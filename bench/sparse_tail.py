@@ -1,0 +1,43 @@
+"""Sparse attention on the tiny text-to-video model against dense of the same seed: what the pooled tail is worth.
+
+    python -m bench.sparse_tail [--prompts 8]
+
+Density is exact blocks only, 4x4 tiles of one frame, every layer, every step. PSNR of the decoded clip, mean over prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from .inprocess import Settings, psnr, sample, conditioning, decode, empty_latent, video_model  # noqa: I001
+
+from interspatial.models import host  # noqa: E402
+from interspatial.models.attention import METHODS, Blocks, SparseAttention  # noqa: E402
+from interspatial.models.puppet import scene  # noqa: E402
+from interspatial.models.report import Card  # noqa: E402
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--side", type=int, default=4)
+    args = parser.parse_args()
+    prompts = [p.caption() for p in scene.split_prompts()[1][: args.prompts]]
+    dense = [sample(video_model("t2v"), conditioning(p), conditioning(""), empty_latent(), Settings(seed=i)) for i, p in enumerate(prompts)]
+    pictures = [decode(d) for d in dense]
+    print("| density | tail | PSNR to dense, dB | relative L2 of the latent |\n| --- | --- | --- | --- |")
+    for density in (1.0, 0.5, 0.3, 0.2):
+        for tail in ("row", "block", None):
+            patched = SparseAttention(METHODS["block_topk"](density=density), blocks=Blocks("tile", args.side), tail=tail)
+            model = host.attach_attention(video_model("t2v"), Card("sparse", "sparse"), patched)
+            out = [sample(model, conditioning(p), conditioning(""), empty_latent(), Settings(seed=i)) for i, p in enumerate(prompts)]
+            error = sum(float((o - d).norm() / d.norm()) for o, d in zip(out, dense, strict=True)) / len(out)
+            quality = sum(psnr(decode(o), p) for o, p in zip(out, pictures, strict=True)) / len(out)
+            print(f"| {density} | {tail or 'off'} | {quality:.2f} | {error:.2e} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
