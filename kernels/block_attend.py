@@ -21,8 +21,8 @@ from .pool_blocks import slot_bias
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Half of it holds gathered keys and values: 1 to 28 MB of them ran alike on one CPU core, 110 MB took 1.5 times as long.
-# Devices want long launches.
+# Half of it holds gathered keys and values: on one CPU core 1 to 28 MB of them ran alike, 110 MB took 1.5 times as
+# long. Devices want long launches.
 CPU_BYTES, DEVICE_BYTES = 16 << 20, 256 << 20
 
 

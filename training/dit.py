@@ -26,10 +26,11 @@ from comfy.ldm.wan.model import WanModel  # noqa: E402
 from . import latents, text  # noqa: E402
 from .card import save_checkpoint  # noqa: E402
 from .log import Curve  # noqa: E402
+from .muon import Muon  # noqa: E402
 
 SHAPE = {"dim": 256, "ffn_dim": 1024, "num_layers": 6}
 SHIFT, DROP, KEEP = 3.0, 0.1, 0.999
-RATE = {"t2v": 1e-3, "i2v": 6e-4}
+RATE, MUON_RATE = {"t2v": 1e-3, "i2v": 6e-4}, {"t2v": 0.02, "i2v": 0.01}
 EXTRA_CHANNELS = {"t2v": 0, "i2v": 20}  # four mask channels and the image's sixteen
 
 
@@ -84,18 +85,25 @@ def train(kind: str, minutes: float, batch: int, total: int, device: str) -> Non
         _start_from_text_model(model, encoder)
     learned = torch.nn.ModuleDict({"model": model, "encoder": encoder.requires_grad_(kind == "t2v")})
     average = {k: v.clone() for k, v in learned.state_dict().items()}
-    optimiser = torch.optim.AdamW([p for p in learned.parameters() if p.requires_grad], lr=RATE[kind], betas=(0.9, 0.98), weight_decay=0.01)
+    matrices = [p for n, p in model.blocks.named_parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in learned.parameters() if p.requires_grad and id(p) not in chosen]
+    optimisers = [Muon(matrices, MUON_RATE[kind], 0.95, 0.1), torch.optim.AdamW(others, RATE[kind], betas=(0.9, 0.98), weight_decay=0.01)]
     step, spent, state = 0, 0.0, folder / "state.pt"
     if state.exists():
         saved = torch.load(state, map_location=device, weights_only=True)
         learned.load_state_dict(saved["learned"])
-        optimiser.load_state_dict(saved["optimiser"])
+        for optimiser, part in zip(optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(part)
         average, step, spent = saved["average"], saved["step"], saved["seconds"]
+    for block in model.blocks:
+        block.compile()  # two thirds of a step are small operations that it fuses
     data, curve, recent = Data(kind, step), Curve(folder / "curve.csv"), []
     began, mark = time.time(), time.time()
     while step < total and time.time() - began < 60 * minutes:
-        for group in optimiser.param_groups:
-            group["lr"] = RATE[kind] * min(1, (step + 1) / 150) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / total)))
+        pace = min(1, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / total)))
+        for optimiser, rate in zip(optimisers, (MUON_RATE[kind], RATE[kind]), strict=True):
+            optimiser.param_groups[0]["lr"] = rate * pace
         video, condition, captions = data.batch(batch)
         u = (torch.arange(batch) + torch.rand(batch)) / batch  # one noise level from each of `batch` equal slices
         sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
@@ -106,10 +114,11 @@ def train(kind: str, minutes: float, batch: int, total: int, device: str) -> Non
             context = text.encode(encoder, captions)
             flow = model(x.to(device), (sigma * 1000).to(device), context)
         loss = (flow.float() - (noise - video).to(device)).square().mean()
-        optimiser.zero_grad(set_to_none=True)
+        learned.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned.parameters(), 1.0)
-        optimiser.step()
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
         step += 1
         keep = min(KEEP, step / (step + 20))
         for k, v in learned.state_dict().items():
@@ -121,7 +130,7 @@ def train(kind: str, minutes: float, batch: int, total: int, device: str) -> Non
         if step % 250 == 0 or step == total:
             spent, mark = spent + time.time() - mark, time.time()
             part = state.with_suffix(".part")
-            torch.save({"learned": learned.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step, "seconds": spent}, part)
+            torch.save({"learned": learned.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "average": average, "step": step, "seconds": spent}, part)
             part.replace(state)
             data.refresh()
 
