@@ -7,17 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+import comfy.model_management
+import comfy.utils
 import torch
-from training.package import CHECKPOINTS, prepare
+from interspatial.models import host
 
-prepare()
-import comfy.model_management  # noqa: E402
+import nodes  # ComfyUI's
+from training.package import CHECKPOINTS
 
 comfy.model_management.in_training = False
-import comfy.utils  # noqa: E402
-import nodes  # noqa: E402
-from interspatial.models import host  # noqa: E402
-
 comfy.utils.PROGRESS_BAR_ENABLED = False
 host.register_folders(CHECKPOINTS)
 
@@ -60,8 +58,8 @@ class Settings:
 
 def sample(model, positive, negative, latent: torch.Tensor, settings: Settings) -> torch.Tensor:
     """Through core's KSampler. returns: [1, 16, T, h, w]"""
-    out = nodes.common_ksampler(model, settings.seed, settings.steps, settings.cfg, settings.sampler, settings.scheduler,
-                                positive, negative, {"samples": latent})[0]  # fmt: skip
+    out = nodes.common_ksampler(model, settings.seed, settings.steps, settings.cfg, settings.sampler,
+                                settings.scheduler, positive, negative, {"samples": latent})[0]  # fmt: skip
     return out["samples"]
 
 

@@ -15,10 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from interspatial.models.puppet import judge, scene, world
 
 from .inprocess import FPS, LENGTH, SIZE, Settings, image_to_video, psnr, text_to_video
-
-from interspatial.models.puppet import judge, scene, world  # noqa: E402, I001
 
 OUT = Path(__file__).parent / "out"
 
@@ -29,7 +28,9 @@ def wanted(prompt: scene.Prompt) -> judge.Verdict:
 
 def right(found: judge.Verdict, goal: judge.Verdict) -> torch.Tensor:
     """returns: [3] 0 or 1: shirt, direction, count"""
-    return torch.tensor([found.shirt == goal.shirt, found.direction == goal.direction, found.count == goal.count], dtype=torch.float32)
+    return torch.tensor(
+        [found.shirt == goal.shirt, found.direction == goal.direction, found.count == goal.count], dtype=torch.float32
+    )
 
 
 def report(name: str, scores: list[torch.Tensor]) -> None:

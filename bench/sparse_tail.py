@@ -2,7 +2,8 @@
 
     python -m bench.sparse_tail [--prompts 8]
 
-Density is exact blocks only, 4x4 tiles of one frame, every layer, every step. PSNR of the decoded clip, mean over prompts.
+Density is exact blocks only, 4x4 tiles of one frame, every layer, every step. PSNR of the decoded clip, mean over
+prompts.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ from __future__ import annotations
 import argparse
 
 import torch
+from interspatial.models import host
+from interspatial.models.attention import METHODS, Blocks, SparseAttention
+from interspatial.models.puppet import scene
+from interspatial.models.report import Card
 
-from .inprocess import Settings, psnr, sample, conditioning, decode, empty_latent, video_model  # noqa: I001
-
-from interspatial.models import host  # noqa: E402
-from interspatial.models.attention import METHODS, Blocks, SparseAttention  # noqa: E402
-from interspatial.models.puppet import scene  # noqa: E402
-from interspatial.models.report import Card  # noqa: E402
+from .inprocess import Settings, conditioning, decode, empty_latent, psnr, sample, video_model
 
 
 @torch.inference_mode()
@@ -26,14 +26,22 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=4)
     args = parser.parse_args()
     prompts = [p.caption() for p in scene.split_prompts()[1][: args.prompts]]
-    dense = [sample(video_model("t2v"), conditioning(p), conditioning(""), empty_latent(), Settings(seed=i)) for i, p in enumerate(prompts)]
+    dense = [
+        sample(video_model("t2v"), conditioning(p), conditioning(""), empty_latent(), Settings(seed=i))
+        for i, p in enumerate(prompts)
+    ]
     pictures = [decode(d) for d in dense]
     print("| density | tail | PSNR to dense, dB | relative L2 of the latent |\n| --- | --- | --- | --- |")
     for density in (1.0, 0.5, 0.3, 0.2):
         for tail in ("row", "block", None):
-            patched = SparseAttention(METHODS["block_topk"](density=density), blocks=Blocks("tile", args.side), tail=tail)
+            patched = SparseAttention(
+                METHODS["block_topk"](density=density), blocks=Blocks("tile", args.side), tail=tail
+            )
             model = host.attach_attention(video_model("t2v"), Card("sparse", "sparse"), patched)
-            out = [sample(model, conditioning(p), conditioning(""), empty_latent(), Settings(seed=i)) for i, p in enumerate(prompts)]
+            out = [
+                sample(model, conditioning(p), conditioning(""), empty_latent(), Settings(seed=i))
+                for i, p in enumerate(prompts)
+            ]
             error = sum(float((o - d).norm() / d.norm()) for o, d in zip(out, dense, strict=True)) / len(out)
             quality = sum(psnr(decode(o), p) for o, p in zip(out, pictures, strict=True)) / len(out)
             print(f"| {density} | {tail or 'off'} | {quality:.2f} | {error:.2e} |", flush=True)

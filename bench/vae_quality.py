@@ -1,4 +1,4 @@
-"""PSNR of the tiny VAE on 64 held-out Puppet World clips, through core's own VAE object; and by place in the 4-frame window.
+"""PSNR of the tiny VAE on 64 held-out clips, through core's own VAE object; and by place in the 4-frame window.
 
     python -m bench.vae_quality
 
@@ -11,10 +11,9 @@ import random
 import sys
 
 import torch
+from interspatial.models.puppet import scene, world
 
 from .inprocess import FPS, LENGTH, SIZE, psnr, vae
-
-from interspatial.models.puppet import scene, world  # noqa: E402, I001
 
 
 def clips() -> list[tuple[str, torch.Tensor]]:

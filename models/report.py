@@ -52,7 +52,10 @@ class Tally:
     def line(self) -> str:
         """One line: `sparse 46/50 layers, 18/20 steps, kept 11 %, unpatched: first step (50), ...`"""
         if not self.run and not self.aside:
-            return f"{self.card.name} saw no call: a node after it may have replaced ComfyUI's own hook"
+            return (
+                f"{self.card.name} saw no call: a node after it replaced ComfyUI's own hook, or the model cuts its "
+                "attention into parts (LTX guides with a strength below 1)"
+            )
         parts = [f"{len(self.layers_run)}/{len(self.layers_seen)} layers"] if self.layers_seen else []
         parts.append(f"{len(self.steps_run)}/{len(self.steps_seen)} steps")
         parts += [f"{name} {100 * self.mean(name):.0f} %" for name in self.numbers]

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 
-def save_checkpoint(state: dict[str, torch.Tensor], path: Path, dtype: torch.dtype, made: dict, extra: dict | None = None) -> None:
+def save_checkpoint(
+    state: dict[str, torch.Tensor], path: Path, dtype: torch.dtype, made: dict, extra: dict | None = None
+) -> None:
     """Write `path` (beside, then renamed) and `path` with suffix .md.
 
     made: what, data, loss, steps, seconds, device, seed ...    extra: further safetensors metadata (strings)
@@ -22,5 +24,7 @@ def save_checkpoint(state: dict[str, torch.Tensor], path: Path, dtype: torch.dty
     count = sum(v.numel() for v in tensors.values())
     rows = "\n".join(f"| {k} | {v} |" for k, v in made.items())
     size = path.stat().st_size / 1e6
-    path.with_suffix(".md").write_text(f"# {path.stem}\n\n{count / 1e6:.2f} M parameters, {size:.1f} MB, Apache-2.0.\n\n| | |\n| --- | --- |\n{rows}\n")
+    path.with_suffix(".md").write_text(
+        f"# {path.stem}\n\n{count / 1e6:.2f} M parameters, {size:.1f} MB, Apache-2.0.\n\n| | |\n| --- | --- |\n{rows}\n"
+    )
     print(f"{path.name}: {count / 1e6:.2f} M parameters, {size:.1f} MB", flush=True)

@@ -1,7 +1,7 @@
 """Renders Puppet World clips to disk, in shards that trainers read as memory maps.
 
-    python -m training.clips prompts 3000     # the small language of the text-to-video checkpoint (training prompts only)
-    python -m training.clips any 600          # anything the world knows (for the VAE)
+    python -m training.clips prompts 3000   # the small language of the text-to-video checkpoint (training prompts only)
+    python -m training.clips any 600        # anything the world knows (for the VAE)
 
 A shard is a uint8 array [clips, F, H, W, 3] and a JSON list of captions beside it. Shards that exist are kept.
 """

@@ -4,9 +4,9 @@
     python -m training.dit i2v --minutes 25        # image to video: starts from the text-to-video weights
     python -m training.dit t2v --export            # writes the checkpoints and their cards
 
-Rectified flow as core samples it: x_s = (1 - s) x + s noise, the model predicts noise - x. Noise levels are uniform, then
-shifted (Esser et al., 2024, section 5.3.2) by SHIFT, the same shift the workflows sample with. Text is dropped in one of ten
-clips for guidance. What is exported is an exponential moving average of the weights.
+Rectified flow as core samples it: x_s = (1 - s) x + s noise, the model predicts noise - x. Noise levels are uniform,
+then shifted (Esser et al., 2024, section 5.3.2) by SHIFT, the same shift the workflows sample with. Text is dropped in
+one of ten clips for guidance. What is exported is an exponential moving average of the weights.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ from .muon import Muon  # noqa: E402
 
 SHAPE = {"dim": 256, "ffn_dim": 1024, "num_layers": 6}
 SHIFT, DROP, KEEP = 3.0, 0.1, 0.999
+TEXT_STEPS = 1200  # the text encoder learns this long; then image to video can start, which shares it
 RATE, MUON_RATE = {"t2v": 1e-3, "i2v": 6e-4}, {"t2v": 0.02, "i2v": 0.01}
 EXTRA_CHANNELS = {"t2v": 0, "i2v": 20}  # four mask channels and the image's sixteen
 
 
 def build(kind: str) -> WanModel:
     channels = 16 + EXTRA_CHANNELS[kind]
-    model = WanModel(model_type="t2v", num_heads=SHAPE["dim"] // 128, in_dim=channels, out_dim=16, text_dim=text.CONFIG["d_model"],
-                     freq_dim=256, dtype=torch.float32, device="cpu", operations=torch.nn, **SHAPE)  # fmt: skip
+    model = WanModel(model_type="t2v", num_heads=SHAPE["dim"] // 128, in_dim=channels, out_dim=16,
+                     text_dim=text.CONFIG["d_model"], freq_dim=256, dtype=torch.float32, device="cpu",
+                     operations=torch.nn, **SHAPE)  # fmt: skip
     for name, p in model.named_parameters():
         if name.endswith("modulation"):
             torch.nn.init.normal_(p, 0, SHAPE["dim"] ** -0.5)
@@ -88,7 +90,10 @@ def train(kind: str, minutes: float, batch: int, total: int, device: str) -> Non
     matrices = [p for n, p in model.blocks.named_parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in learned.parameters() if p.requires_grad and id(p) not in chosen]
-    optimisers = [Muon(matrices, MUON_RATE[kind], 0.95, 0.1), torch.optim.AdamW(others, RATE[kind], betas=(0.9, 0.98), weight_decay=0.01)]
+    optimisers = [
+        Muon(matrices, MUON_RATE[kind], 0.95, 0.1),
+        torch.optim.AdamW(others, RATE[kind], betas=(0.9, 0.98), weight_decay=0.01),
+    ]
     step, spent, state = 0, 0.0, folder / "state.pt"
     if state.exists():
         saved = torch.load(state, map_location=device, weights_only=True)
@@ -104,6 +109,8 @@ def train(kind: str, minutes: float, batch: int, total: int, device: str) -> Non
         pace = min(1, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / total)))
         for optimiser, rate in zip(optimisers, (MUON_RATE[kind], RATE[kind]), strict=True):
             optimiser.param_groups[0]["lr"] = rate * pace
+        if step >= TEXT_STEPS:
+            encoder.requires_grad_(False)
         video, condition, captions = data.batch(batch)
         u = (torch.arange(batch) + torch.rand(batch)) / batch  # one noise level from each of `batch` equal slices
         sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
@@ -130,37 +137,60 @@ def train(kind: str, minutes: float, batch: int, total: int, device: str) -> Non
         if step % 250 == 0 or step == total:
             spent, mark = spent + time.time() - mark, time.time()
             part = state.with_suffix(".part")
-            torch.save({"learned": learned.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "average": average, "step": step, "seconds": spent}, part)
+            torch.save(
+                {
+                    "learned": learned.state_dict(),
+                    "optimisers": [o.state_dict() for o in optimisers],
+                    "average": average,
+                    "step": step,
+                    "seconds": spent,
+                },
+                part,
+            )
             part.replace(state)
             data.refresh()
 
 
 def _start_from_text_model(model: WanModel, encoder: torch.nn.Module) -> None:
-    average = torch.load(RUNS / "t2v" / "state.pt", map_location="cpu", weights_only=True)["average"]
-    weights = {k[6:]: v for k, v in average.items() if k.startswith("model.")}
+    saved = torch.load(RUNS / "t2v" / "state.pt", map_location="cpu", weights_only=True)
+    if saved["step"] < TEXT_STEPS:
+        raise SystemExit(
+            f"Image to video starts when text to video has done {TEXT_STEPS} steps; it has done {saved['step']}."
+        )
+    weights = part_of(saved["average"], "model")
     wide = torch.zeros_like(model.patch_embedding.weight)
     wide[:, :16] = weights["patch_embedding.weight"]
     model.load_state_dict({**weights, "patch_embedding.weight": wide})
-    encoder.load_state_dict({k[8:]: v for k, v in average.items() if k.startswith("encoder.")})
+    encoder.load_state_dict(part_of(saved["learned"], "encoder"))
+
+
+def part_of(state: dict, name: str) -> dict:
+    """The entries of one of the learned modules, "model" or "encoder"."""
+    return {k[len(name) + 1 :]: v for k, v in state.items() if k.startswith(name + ".")}
 
 
 def export(kind: str) -> None:
     saved = torch.load(RUNS / kind / "state.pt", map_location="cpu", weights_only=True)
-    weights = {k[6:]: v for k, v in saved["average"].items() if k.startswith("model.")}
-    made = {"data": f"{len(latents.load()[2])} Puppet World clips of the prompt language (192 training prompts), 17 frames of 128x128 at 16 fps",
-            "loss": f"rectified flow, shift {SHIFT}, text dropped in {DROP:.0%} of the clips, weights averaged with {KEEP}",
-            "steps": saved["step"], "batch": 8, "seconds": round(saved["seconds"]), "device": "1 CPU core, bfloat16 autocast", "seed": 0}  # fmt: skip
+    weights = part_of(saved["average"], "model")
+    made = {"data": f"{len(latents.load()[2])} Puppet World clips of the prompt language (192 training prompts), "
+                    "17 frames of 128x128 at 16 fps",
+            "loss": f"rectified flow, shift {SHIFT}, text dropped in {DROP:.0%} of the clips, "
+                    f"weights averaged with {KEEP}",
+            "steps": saved["step"], "batch": 8, "seconds": round(saved["seconds"]),
+            "device": "1 CPU core, bfloat16 autocast", "seed": 0}  # fmt: skip
     what = {"t2v": "Text-to-video", "i2v": "Image-to-video (36 input channels, no image encoder)"}[kind]
     save_checkpoint(weights, CHECKPOINTS / "diffusion_models" / f"tiny_puppet_{kind}.safetensors", torch.float16,
                     {"what": f"{what} diffusion transformer, ComfyUI's Wan 2.1 class, {SHAPE}", **made},
                     {"config": json.dumps({"transformer": {"text_dim": text.CONFIG["d_model"]}})})  # fmt: skip
     if kind == "t2v":
-        words = {k[8:]: v for k, v in saved["average"].items() if k.startswith("encoder.")}
+        words = part_of(saved["learned"], "encoder")
         config = {**text.CONFIG, "vocab_size": words["shared.weight"].shape[0]}
         words["spiece_model"] = torch.frombuffer(bytearray(text.vocabulary()), dtype=torch.uint8)
         save_checkpoint(words, CHECKPOINTS / "text_encoders" / "tiny_puppet_umt5.safetensors", torch.float16,
-                        {"what": "Text encoder, ComfyUI's UMT5 class, own vocabulary, trained together with the text-to-video model", **made},
-                        {"interspatial_text_encoder": json.dumps({"config": config, "tokens": text.TOKENS})})  # fmt: skip
+                        {"what": "Text encoder, ComfyUI's UMT5 class, own vocabulary, trained together with the "
+                                 "text-to-video model", **made},
+                        {"interspatial_text_encoder": json.dumps({"config": config,
+                                                                  "tokens": text.TOKENS})})  # fmt: skip
 
 
 if __name__ == "__main__":

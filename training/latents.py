@@ -1,6 +1,7 @@
 """Encodes the rendered clips with the tiny VAE: what the diffusion models train on.
 
-    python -m training.latents --shards 24 --image     # --image: also each clip's first-frame conditioning, for image-to-video
+    python -m training.latents --shards 24 --image
+        # --image: also each clip's first-frame conditioning, for image-to-video
 
 Latents are stored in core's normalised space (Wan21 process_in): a float16 tensor [clips, 16, 5, 16, 16] per shard.
 """
@@ -24,7 +25,9 @@ FOLDER = RUNS / "latents"
 
 def load_vae() -> torch.nn.Module:
     model = vae.build().requires_grad_(False)
-    model.load_state_dict({k: v.float() for k, v in load_file(CHECKPOINTS / "vae" / "tiny_puppet_vae.safetensors").items()})
+    model.load_state_dict(
+        {k: v.float() for k, v in load_file(CHECKPOINTS / "vae" / "tiny_puppet_vae.safetensors").items()}
+    )
     return model
 
 
@@ -53,7 +56,11 @@ def load(kind: str = "prompts") -> tuple[torch.Tensor, torch.Tensor | None, list
     videos = torch.cat([torch.load(FOLDER / f"{n}.pt", weights_only=True) for n in names])
     images = [FOLDER / f"{n}-image.pt" for n in names]
     captions = [c for n in names for c in clips.captions(n)]
-    first = torch.cat([torch.load(p, weights_only=True) for p in images if p.exists()]) if any(p.exists() for p in images) else None
+    first = (
+        torch.cat([torch.load(p, weights_only=True) for p in images if p.exists()])
+        if any(p.exists() for p in images)
+        else None
+    )
     return videos, first, captions
 
 

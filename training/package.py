@@ -23,11 +23,11 @@ def prepare(comfy: bool = True) -> None:
     if not comfy:
         return
     sys.path.insert(0, os.environ.get("COMFYUI_PATH") or str(ROOT / ".comfyui" / "ComfyUI"))
+    import comfy.cli_args
     import torch
 
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = not torch.cuda.is_available()  # core's own parser stays off: the arguments are the trainer's
+    # core's own parser stays off: the arguments are the trainer's
+    comfy.cli_args.args.cpu = not torch.cuda.is_available()
     comfy.cli_args.args.use_pytorch_cross_attention = True  # has a fused backward, core's default on CPU does not
     import comfy.model_management
 

@@ -1,4 +1,6 @@
-"""The tiny text encoder: ComfyUI's own UMT5 class with a vocabulary of its own, trained together with the video model."""
+"""The tiny text encoder: ComfyUI's own UMT5 class with a vocabulary of its own,
+trained together with the video model.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ CONFIG = {"d_model": 128, "d_ff": 256, "num_layers": 2, "num_heads": 4, "d_kv": 
 def corpus() -> list[str]:
     """Every sentence that a scene can be described with, often enough to learn the words."""
     rng = random.Random(0)
-    return [p.caption() for p in scene.all_prompts()] * 2 + [scene.random_scene(rng.randrange(1 << 30)).caption() for _ in range(3000)]
+    return [p.caption() for p in scene.all_prompts()] * 2 + [
+        scene.random_scene(rng.randrange(1 << 30)).caption() for _ in range(3000)
+    ]
 
 
 @lru_cache(1)
@@ -36,8 +40,8 @@ def vocabulary() -> bytes:
 
         buffer = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(corpus()), model_writer=buffer, vocab_size=200, model_type="unigram", pad_id=0, eos_id=1,
-            unk_id=2, bos_id=-1, hard_vocab_limit=False, num_threads=1, minloglevel=2)  # fmt: skip
+            sentence_iterator=iter(corpus()), model_writer=buffer, vocab_size=200, model_type="unigram", pad_id=0,
+            eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, num_threads=1, minloglevel=2)  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(buffer.getvalue())
     return path.read_bytes()
@@ -57,7 +61,9 @@ def tokens(caption: str) -> tuple[int, ...]:
 
 
 def build() -> T5:
-    model = T5({**CONFIG, "vocab_size": _processor().get_piece_size()}, torch.float32, "cpu", comfy.ops.disable_weight_init)
+    model = T5(
+        {**CONFIG, "vocab_size": _processor().get_piece_size()}, torch.float32, "cpu", comfy.ops.disable_weight_init
+    )
     for name, p in model.named_parameters():
         if p.ndim > 1:
             spread = 1.0 if name == "shared.weight" else p.shape[1] ** -0.5

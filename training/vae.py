@@ -1,12 +1,14 @@
 """Trains the tiny video VAE: ComfyUI's Wan VAE class at a small base width, on Puppet World.
 
     python -m training.vae --minutes 30            # resumes from training/runs/vae/state.pt when it is there
+    python -m training.vae --decoder --steps 1500  # then the decoder alone: latents stay valid
     python -m training.vae --export                # writes checkpoints/vae/tiny_puppet_vae.safetensors and its card
 
-Loss: squared error, chroma counted more, in -1..1 on 9-frame crops (L1 alone leaves small coloured figures grey, because
-grey is the median), plus a penalty on the latents' energy while fixed noise is added to them: the posterior's width is a constant, which keeps the latents smooth enough for a small diffusion model. At export the latents'
-per-channel mean and spread are folded into the 1x1x1 convolutions on both sides of the bottleneck, so that core's Wan 2.1
-latent format, whose constants belong to another VAE, normalises them to zero mean and unit variance.
+Loss: squared error, chroma counted more, in -1..1 on 9-frame crops (L1 alone leaves small coloured figures grey,
+because grey is the median), plus a penalty on the latents' energy while fixed noise is added to them: the posterior's
+width is a constant, which keeps the latents smooth enough for a small diffusion model. At export the latents'
+per-channel mean and spread are folded into the 1x1x1 convolutions on both sides of the bottleneck, so that core's Wan
+2.1 latent format, whose constants belong to another VAE, normalises them to zero mean and unit variance.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from .muon import Muon  # noqa: E402
 DIM, LATENT_NOISE, ENERGY = 8, 0.15, 5e-4
 TAUGHT = 0.3  # weight of the three taught latent channels
 CROP, FRAMES = 64, 9
+REFINE_CROP, REFINE_BATCH, REFINE_NOISE = 48, 8, 0.08
 RATE, MUON_RATE = 1.5e-3, 0.02
 CHROMA = 3.0  # colour is a small part of a pixel's energy and most of what a prompt asks for
 FOLDER = RUNS / "vae"
@@ -40,7 +43,8 @@ FOLDER = RUNS / "vae"
 def build() -> WanVAE:
     """The architecture that core's loader infers from the weights."""
     vae = WanVAE(dim=DIM, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
-                 temperal_downsample=[False, True, True], image_channels=3, conv_out_channels=3, dropout=0.0)  # fmt: skip
+                 temperal_downsample=[False, True, True], image_channels=3, conv_out_channels=3,
+                 dropout=0.0)  # fmt: skip
     for name, p in vae.named_parameters():
         if p.ndim > 1 and not name.endswith("gamma"):
             torch.nn.init.orthogonal_(p)
@@ -57,7 +61,8 @@ def build() -> WanVAE:
 def fit_start(vae: WanVAE, video: torch.Tensor) -> None:
     """Scale and shift every convolution so that each channel it makes has mean 0 and spread 1 on `video`.
 
-    Without it the grey of the background grows from layer to layer, the norms divide by it, and colours are not learned.
+    Without it the grey of the background grows from layer to layer, the norms divide by it, and colours are not
+    learned.
     The last convolution of a residual block starts at a fifth of that, so that blocks begin close to the identity.
     """
     plain = vae_parallel.convolve
@@ -84,19 +89,19 @@ def fit_start(vae: WanVAE, video: torch.Tensor) -> None:
 class Crops:
     """Random crops of random clips, those that move preferred."""
 
-    def __init__(self, seed: int):
-        self.rng = random.Random(seed)
+    def __init__(self, seed: int, side: int):
+        self.rng, self.side = random.Random(seed), side
         self.shards = [s for _, s in clips.named_shards("any") + clips.named_shards("prompts")[:4]]
 
     def one(self) -> torch.Tensor:
-        """returns: [3, T, CROP, CROP] in -1..1"""
+        """returns: [3, T, side, side] in -1..1"""
         shard = self.rng.choice(self.shards)
         clip = shard[self.rng.randrange(len(shard))]
         start = self.rng.randint(0, clip.shape[0] - FRAMES)
         best, most = None, -1.0
         for _ in range(3):
-            y, x = self.rng.randint(0, clip.shape[1] - CROP), self.rng.randint(0, clip.shape[2] - CROP)
-            crop = torch.from_numpy(clip[start : start + FRAMES, y : y + CROP, x : x + CROP].copy())
+            y, x = self.rng.randint(0, clip.shape[1] - self.side), self.rng.randint(0, clip.shape[2] - self.side)
+            crop = torch.from_numpy(clip[start : start + FRAMES, y : y + self.side, x : x + self.side].copy())
             motion = (crop[0].float() - crop[-1].float()).abs().mean().item() + 0.1 * crop[0].float().std().item()
             if motion > most:
                 best, most = crop, motion
@@ -135,7 +140,7 @@ def train(minutes: float, batch: int, total: int, device: str) -> None:
         for optimiser, part in zip(optimisers, saved["optimisers"], strict=True):
             optimiser.load_state_dict(part)
         step, spent = saved["step"], saved["seconds"]
-    data, curve = Crops(step), Curve(FOLDER / "curve.csv")
+    data, curve = Crops(step, CROP), Curve(FOLDER / "curve.csv")
     if step == 0:
         fit_start(vae, data.batch(8).to(device))
 
@@ -164,12 +169,74 @@ def train(minutes: float, batch: int, total: int, device: str) -> None:
             optimiser.step()
         step += 1
         if step % 25 == 0:
-            curve.add(step=step, loss=loss.item(), psnr=-10 * math.log10(mse.item() / 4), energy=mean.square().mean().item(),
-                      seconds=spent + time.time() - mark)  # fmt: skip
+            curve.add(step=step, loss=loss.item(), psnr=-10 * math.log10(mse.item() / 4),
+                      energy=mean.square().mean().item(), seconds=spent + time.time() - mark)  # fmt: skip
         if step % 200 == 0 or step == total:
             spent, mark = spent + time.time() - mark, time.time()
             part = state.with_suffix(".part")
-            torch.save({"model": vae.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "step": step, "seconds": spent}, part)
+            torch.save(
+                {
+                    "model": vae.state_dict(),
+                    "optimisers": [o.state_dict() for o in optimisers],
+                    "step": step,
+                    "seconds": spent,
+                },
+                part,
+            )
+            part.replace(state)
+
+
+def refine_decoder(minutes: float, total: int, device: str) -> None:
+    """Train the decoder on, the encoder as it is: diffusion models may be trained on its latents at the same time."""
+    torch.manual_seed(1)
+    vae = build().to(device)
+    vae.load_state_dict(torch.load(FOLDER / "state.pt", map_location=device, weights_only=True)["model"])
+    learned = torch.nn.ModuleList([vae.conv2, vae.decoder])
+    matrices = [p for n, p in learned.named_parameters() if p.ndim > 1 and not n.endswith("gamma")]
+    vectors = [p for n, p in learned.named_parameters() if p.ndim <= 1 or n.endswith("gamma")]
+    optimisers = [Muon(matrices, MUON_RATE), torch.optim.AdamW(vectors, RATE, betas=(0.9, 0.98), weight_decay=0.0)]
+    step, spent, state = 0, 0.0, FOLDER / "decoder.pt"
+    if state.exists():
+        saved = torch.load(state, map_location=device, weights_only=True)
+        vae.load_state_dict(saved["model"])
+        step, spent = saved["step"], saved["seconds"]
+        for optimiser, part in zip(optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(part)
+    data, curve = Crops(1_000_000 + step, REFINE_CROP), Curve(FOLDER / "decoder.csv")
+    run = torch.compile(lambda latent: vae_parallel.decode(vae, latent))
+    began, mark = time.time(), time.time()
+    while step < total and time.time() - began < 60 * minutes:
+        pace = 0.6 * min(1, (step + 1) / 50) * (0.02 + 0.98 * min(1, 2 * (1 - step / total)))
+        for optimiser, rate in zip(optimisers, (MUON_RATE, RATE), strict=True):
+            optimiser.param_groups[0]["lr"] = rate * pace
+        video = data.batch(REFINE_BATCH).to(device)
+        with torch.no_grad():
+            latent = vae_parallel.encode(vae, video)[0]
+            latent = latent + REFINE_NOISE * torch.randn_like(latent)
+        error = run(latent) - video
+        mse = error.square().mean()
+        loss = mse + (error - error.mean(1, keepdim=True)).square().mean() + 0.02 * error.abs().mean()
+        vae.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimiser in optimisers:
+            optimiser.step()
+        step += 1
+        if step % 25 == 0:
+            curve.add(
+                step=step, loss=loss.item(), psnr=-10 * math.log10(mse.item() / 4), seconds=spent + time.time() - mark
+            )
+        if step % 100 == 0 or step == total:
+            spent, mark = spent + time.time() - mark, time.time()
+            part = state.with_suffix(".part")
+            torch.save(
+                {
+                    "model": vae.state_dict(),
+                    "optimisers": [o.state_dict() for o in optimisers],
+                    "step": step,
+                    "seconds": spent,
+                },
+                part,
+            )
             part.replace(state)
 
 
@@ -179,10 +246,18 @@ def export() -> None:
     from comfy.latent_formats import Wan21
 
     saved = torch.load(FOLDER / "state.pt", map_location="cpu", weights_only=True)
+    refined = FOLDER / "decoder.pt"
+    best = (
+        torch.load(refined, map_location="cpu", weights_only=True)
+        if refined.exists()
+        else {**saved, "step": 0, "seconds": 0.0}
+    )
     vae = build()
-    vae.load_state_dict(saved["model"])
+    vae.load_state_dict(best["model"])
     shards = [s for _, s in clips.named_shards("prompts")]
-    sample = torch.stack([torch.from_numpy(shards[i % len(shards)][i].copy()) for i in range(64)]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    sample = torch.stack(
+        [torch.from_numpy(shards[i % len(shards)][i].copy()) for i in range(64)]
+    ).permute(0, 4, 1, 2, 3).float() / 127.5 - 1  # fmt: skip
     latents = torch.cat([vae_parallel.encode(vae, c[None])[0] for c in sample])
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
     target = Wan21()
@@ -199,8 +274,10 @@ def export() -> None:
     save_checkpoint(vae.state_dict(), CHECKPOINTS / "vae" / "tiny_puppet_vae.safetensors", torch.float16, {
         "what": "Video VAE, ComfyUI's Wan VAE class, base width 8, 16 latent channels, 8x space, 4x time",
         "data": "Puppet World clips, 17 frames of 128x128 at 16 fps, 64x64 crops of 9 frames",
-        "loss": f"MSE + {CHROMA} chroma MSE + 0.02 L1 + {ENERGY} latent energy + {TAUGHT} taught colour channels, latent noise {LATENT_NOISE}", "optimiser": "Muon",
-        "steps": saved["step"], "seconds": round(saved["seconds"]), "device": "1 CPU core", "seed": 0,
+        "loss": f"MSE + {CHROMA} chroma MSE + 0.02 L1 + {ENERGY} latent energy + {TAUGHT} taught colour channels, "
+                f"latent noise {LATENT_NOISE}", "optimiser": "Muon",
+        "steps": f"{saved['step']}, then {best['step']} of the decoder alone",
+        "seconds": f"{saved['seconds']:.0f}, then {best['seconds']:.0f}", "device": "1 CPU core", "seed": 0,
         "latent_mean": [round(v, 4) for v in mean.tolist()], "latent_std": [round(v, 4) for v in std.tolist()],
     })  # fmt: skip
 
@@ -211,8 +288,11 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--decoder", action="store_true", help="train the decoder on; the encoder stays")
     parser.add_argument("--export", action="store_true")
     args = parser.parse_args()
-    if not args.export:
+    if args.decoder:
+        refine_decoder(args.minutes, args.steps, args.device)
+    elif not args.export:
         train(args.minutes, args.batch, args.steps, args.device)
     export()

@@ -1,9 +1,9 @@
 """ComfyUI's Wan VAE run over a whole clip at once, for training.
 
-Core runs the causal VAE in chunks of one, two, two ... frames with a feature cache, which is right for inference and slow
-to train. Because every convolution is causal, the chunked result equals one pass over the clip with zeros put before the
-first frame; only the temporal resamplers treat the first frame apart. Each 3-D convolution becomes one 2-D convolution
-over the three time-shifted copies stacked on channels, which CPUs run several times faster in bfloat16.
+Core runs the causal VAE in chunks of one, two, two ... frames with a feature cache, which is right for inference and
+slow to train. Because every convolution is causal, the chunked result equals one pass over the clip with zeros put
+before the first frame; only the temporal resamplers treat the first frame apart. Each 3-D convolution becomes one 2-D
+convolution over the three time-shifted copies stacked on channels, which CPUs run several times faster in bfloat16.
 
 B batch   T frames   x: [B*T, C, H, W] channels-last, frames of a clip in a row
 """
@@ -16,9 +16,15 @@ from torch import Tensor, nn
 
 
 def shifted(x: Tensor, frames: int, taps: int) -> Tensor:
-    """Each frame beside its `taps - 1` predecessors (zeros before the first). x: [B*T, C, H, W] -> [B*T, taps*C, H, W]"""
+    """Each frame beside its `taps - 1` predecessors (zeros before the first).
+
+    x: [B*T, C, H, W] -> [B*T, taps*C, H, W]
+    """
     clip = x.unflatten(0, (-1, frames))
-    views = [F.pad(clip[:, : max(frames - lag, 0)], (0, 0, 0, 0, 0, 0, min(lag, frames), 0)) for lag in range(taps - 1, 0, -1)]
+    views = [
+        F.pad(clip[:, : max(frames - lag, 0)], (0, 0, 0, 0, 0, 0, min(lag, frames), 0))
+        for lag in range(taps - 1, 0, -1)
+    ]
     return torch.cat([*views, clip], 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
@@ -59,7 +65,8 @@ def attention_block(block: nn.Module, x: Tensor) -> Tensor:
 def resample(layer: nn.Module, x: Tensor, frames: int) -> tuple[Tensor, int]:
     if layer.mode == "upsample3d" and frames > 1:
         clip = x.unflatten(0, (-1, frames))
-        rest = clip[:, 1:].flatten(0, 1)  # the first frame is passed on as it is and is not seen by the time convolution
+        # the first frame is passed on as it is and is not seen by the time convolution
+        rest = clip[:, 1:].flatten(0, 1)
         both = causal_conv(layer.time_conv, rest, frames - 1).unflatten(1, (2, -1))
         both = both.unflatten(0, (-1, frames - 1)).flatten(1, 2)  # each frame becomes two neighbours
         x = torch.cat([clip[:, :1], both], 1).flatten(0, 1)

@@ -1,7 +1,7 @@
 """Block top-k on pooled scores: each query block keeps the key blocks that its mean query scores highest.
 
-The common ground of the training-free methods (DraftAttention, arXiv 2505.14708, is this on 8x8 tiles); what differs here:
-the budget is the stated share of exact blocks, and with a tail the dropped blocks stay in the softmax as their means.
+The common ground of the training-free methods (DraftAttention, arXiv 2505.14708, is this on 8x8 tiles). What differs
+here: the budget is the stated share of exact blocks, and with a tail dropped blocks stay in the softmax as their means.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class BlockTopK:
     def inputs(io) -> list:
         return [
             io.Float.Input("density", default=0.3, min=0.02, max=1.0, step=0.01,
-                           tooltip="Share of attention blocks computed exactly. Lower is faster and further from dense; "
-                           "0.2 to 0.3 suits 480p and 720p clips at 20 to 50 steps, 1.0 is dense."),
+                           tooltip="Share of attention blocks computed exactly. Lower is faster and further from "
+                           "dense; 0.2 to 0.3 suits 480p and 720p clips at 20 to 50 steps, 1.0 is dense."),
         ]  # fmt: skip
 
     def plan(self, call: AttentionCall, order: BlockOrder) -> BlockPlan:

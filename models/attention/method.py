@@ -1,7 +1,7 @@
 """What all sparse attention methods share: when they may run, in which token order, and the one kernel behind them.
 
-A method is one file: a frozen dataclass of its own settings with `inputs` (its widgets) and `plan` (which blocks are kept),
-registered by name. The node builds its list of methods from the registry; no other file changes.
+A method is one file: a frozen dataclass of its own settings with `inputs` (its widgets) and `plan` (which blocks are
+kept), registered by name. The node builds its list of methods from the registry; no other file changes.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ class Blocks:
         return call.run.state(self, str(call.q.device), -1, call.layout.key, None, build)
 
 
+ALWAYS = StepWindow(0, None, "steps")
+
+
 @dataclass(frozen=True)
 class When:
     """Where attention stays dense. A call must lie in both windows.
@@ -73,8 +76,8 @@ class When:
     dense_layers: layer numbers, negative ones from the end    min_tokens: of the attention call
     """
 
-    percent: StepWindow = StepWindow(0.0, 1.0)
-    steps: StepWindow = StepWindow(0, None, "steps")
+    percent: StepWindow = ALWAYS
+    steps: StepWindow = ALWAYS
     dense_layers: tuple[int, ...] = ()
     min_tokens: int = 0
 

@@ -1,4 +1,7 @@
-"""A text encoder of ComfyUI's UMT5 class at any size, as a CLIP. Core's own loader assumes the 5.7 B parameters of UMT5-XXL."""
+"""A text encoder of ComfyUI's UMT5 class at any size, as a CLIP.
+
+Core's own loader assumes UMT5-XXL, 5.7 B parameters.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,11 @@ MARK = "interspatial_text_encoder"  # safetensors metadata: {"config": UMT5 conf
 
 def text_encoder_files() -> list[str]:
     """Names in ComfyUI's text_encoders folders whose metadata carries our mark. Broken files are left out."""
-    return [name for name in folder_paths.get_filename_list("text_encoders") if _settings(_path(name), quiet=True) is not None]
+    return [
+        name
+        for name in folder_paths.get_filename_list("text_encoders")
+        if _settings(_path(name), quiet=True) is not None
+    ]
 
 
 def load_text_encoder(name: str):
@@ -27,11 +34,13 @@ def load_text_encoder(name: str):
     settings = _settings(_path(name))
     if settings is None:
         raise ValueError(
-            f"Load Tiny Text Encoder: {name} is a text encoder of another kind. Accepted: files made for this node, such as "
-            "tiny_puppet_umt5.safetensors. Load other text encoders with core's Load CLIP."
+            f"Load Tiny Text Encoder: {name} is a text encoder of another kind. Accepted: files made for this node, "
+            "such as tiny_puppet_umt5.safetensors. Load other text encoders with core's Load CLIP."
         )
     state = comfy.utils.load_torch_file(_path(name), safe_load=True)
-    target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.wan.WanT5Tokenizer, comfy.text_encoders.wan.te())
+    target = comfy.supported_models_base.ClipTarget(
+        comfy.text_encoders.wan.WanT5Tokenizer, comfy.text_encoders.wan.te()
+    )
     target.params = {}
     return comfy.sd.CLIP(
         target,
@@ -58,5 +67,6 @@ def _settings(path: str, quiet: bool = False) -> dict | None:
         if quiet:
             return None
         raise ValueError(
-            f"Load Tiny Text Encoder: {path} cannot be read ({error}). A complete safetensors file is accepted: copy it again."
+            f"Load Tiny Text Encoder: {path} cannot be read ({error}). "
+            "A complete safetensors file is accepted: copy it again."
         ) from error

@@ -201,4 +201,4 @@ def test_replaced_hook_is_reported(base):
     model = attach(base, "ours", "sparse", [])
     model.model_options["transformer_options"][OVERRIDE] = lambda func, *args, **kwargs: func(*args, **kwargs)
     sample(model, TINY, steps=1)
-    assert host.report_of(model) == "ours saw no call: a node after it may have replaced ComfyUI's own hook"
+    assert host.report_of(model).startswith("ours saw no call: a node after it replaced ComfyUI's own hook")

@@ -32,7 +32,7 @@ def test_a_scene_gives_every_output_its_type_and_size(sources):
     video, images, mask, depth, flow, parts, audio, caption, world = out
     for picture in (images, depth, flow, parts):
         assert picture.shape == (5, 64, 96, 3)
-        assert 0 <= picture.min() and picture.max() <= 1
+        assert picture.min() >= 0 and picture.max() <= 1
     assert mask.shape == (5, 64, 96) and 0.02 < mask.mean() < 0.5
     assert video.get_dimensions() == (96, 64)
     assert audio["waveform"].shape == (1, 2, round(5 / 16 * audio["sample_rate"]))
@@ -41,7 +41,9 @@ def test_a_scene_gives_every_output_its_type_and_size(sources):
 
 
 def test_the_same_seed_is_the_same_scene(sources):
-    first, again, other = (sources.PuppetScene.execute(seed, "any", 3, width=64, height=64).args[1] for seed in (4, 4, 5))
+    first, again, other = (
+        sources.PuppetScene.execute(seed, "any", 3, width=64, height=64).args[1] for seed in (4, 4, 5)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 

@@ -61,7 +61,10 @@ def test_defaults_leave_small_clips_alone(speed, tiny):
 
 @pytest.mark.parametrize(
     ("inputs", "said"),
-    [({"dense_layers": "one"}, "'one' is not understood"), ({"start_percent": 0.8, "end_percent": 0.2}, "Swap them")],
+    [
+        ({"dense_layers": "one"}, "'one' is not understood"),
+        ({"start_percent": 0.8, "end_percent": 0.2}, "start before its end"),
+    ],
 )
 def test_bad_settings_are_refused_before_the_run(speed, inputs, said):
     answer = speed.SparseVideoAttention.validate_inputs(**inputs)
@@ -70,4 +73,5 @@ def test_bad_settings_are_refused_before_the_run(speed, inputs, said):
 
 
 def test_good_settings_pass(speed):
-    assert speed.SparseVideoAttention.validate_inputs(dense_layers="0-1, -1", start_percent=0.1, end_percent=0.9) is True
+    answer = speed.SparseVideoAttention.validate_inputs(dense_layers="0-1, -1", start_percent=0.1, end_percent=0.9)
+    assert answer is True

@@ -16,11 +16,12 @@ from interspatial.models.report import Card
 from interspatial.models.schedule import StepWindow
 from interspatial.tests.models.tinies import TINIES, sample
 
+SMALL = Blocks("tile", 2)
 BY_NAME = {tiny.name: tiny for tiny in TINIES}
 each_family = pytest.mark.parametrize("tiny", TINIES, ids=lambda tiny: tiny.name)
 
 
-def attach(model, *, density=0.4, tail="row", blocks=Blocks("tile", 2), **when):
+def attach(model, *, density=0.4, tail="row", blocks=SMALL, **when):
     method = SparseAttention(METHODS["block_topk"](density), When(**when), blocks, tail)
     return host.attach_attention(model, Card("sparse", "sparse"), method)
 
@@ -90,5 +91,5 @@ def test_all_steps_dense_is_bit_equal(comfy):
 def test_dense_layers_as_people_write_them():
     assert parse_layers("") == ()
     assert parse_layers("0-2, 5;-1") == (0, 1, 2, 5, -1)
-    with pytest.raises(ValueError, match="'first' is not understood.*Accepted"):
+    with pytest.raises(ValueError, match=r"'first' is not understood.*Accepted"):
         parse_layers("0, first")
