@@ -1,8 +1,8 @@
 """The puppet's body: the 24 SMPL joints as a tree of offsets, and the capsules that flesh them out.
 
-J joints   L limbs   F frames. All positions in metres, rest pose with the arms stretched out sideways (T-pose), facing +z.
-The joint order and tree are SMPL's (Loper et al., 2015); lengths are our own, of an average adult with chunky limbs, so that
-the figure stays readable on 64 to 128 pixels.
+J joints   L limbs   F frames. All positions in metres, rest pose with the arms stretched out sideways (T-pose), facing
++z. The joint order and tree are SMPL's (Loper et al., 2015); lengths are our own, of a tall adult with chunky limbs, so
+that the figure stays readable on 64 to 128 pixels.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ JOINTS = (
 )  # fmt: skip
 PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
 INDEX = {name: i for i, name in enumerate(JOINTS)}
+FOOT_RADIUS = 0.062  # metres, at height 1.0
 
 _LEFT_OFFSETS = {
     "left_hip": (0.10, -0.07, 0.0), "left_knee": (0.02, -0.40, 0.0), "left_ankle": (0.0, -0.41, 0.0),
@@ -33,7 +34,10 @@ _MIDDLE_OFFSETS = {
 
 @dataclass(frozen=True)
 class Limb:
-    """One capsule: from `joint` towards `tip` (metres, in the joint's rest frame), worn in garment `wear`."""
+    """One capsule: from `joint` to `tip`, which is another joint or an offset (metres, in the joint's rest frame).
+
+    radius: metres    part: name in the part map    wear: garment that colours it
+    """
 
     joint: str
     tip: tuple[float, float, float] | str
@@ -51,7 +55,7 @@ _SIDE = (
     Limb("pelvis", "left_hip", 0.115, "left_thigh", "trousers"),
     Limb("left_hip", "left_knee", 0.095, "left_thigh", "trousers"),
     Limb("left_knee", "left_ankle", 0.078, "left_shin", "trousers"),
-    Limb("left_ankle", "left_foot", 0.062, "left_foot", "shoes"),
+    Limb("left_ankle", "left_foot", FOOT_RADIUS, "left_foot", "shoes"),
     Limb("spine3", "left_collar", 0.12, "torso", "shirt"),
     Limb("left_collar", "left_shoulder", 0.085, "torso", "shirt"),
     Limb("left_shoulder", "left_elbow", 0.07, "left_upper_arm", "shirt"),
@@ -72,7 +76,7 @@ PARTS: tuple[str, ...] = tuple(dict.fromkeys(limb.part for limb in LIMBS))
 
 
 def rest_offsets(height: float = 1.0) -> Tensor:
-    """Offset of each joint from its parent at rest, scaled by `height` (1.0 is 1.78 m tall). returns: [J, 3]"""
+    """Offset of each joint from its parent at rest, scaled by `height` (1.0 stands 1.85 m tall). returns: [J, 3]"""
     table = dict(_MIDDLE_OFFSETS)
     for name, (x, y, z) in _LEFT_OFFSETS.items():
         table[name] = (x, y, z)
@@ -103,7 +107,8 @@ def forward_kinematics(local: Tensor, root: Tensor, height: float = 1.0) -> tupl
 def limb_axes(height: float = 1.0) -> tuple[Tensor, Tensor]:
     """Capsule axes in their joints' rest frames, and radii. returns: [L, 3], [L]"""
     offsets = rest_offsets(height)
-    axes = [offsets[INDEX[b.tip]] if isinstance(b.tip, str) else torch.tensor(b.tip) * height for b in LIMBS]
+    tips = [limb.tip for limb in LIMBS]
+    axes = [offsets[INDEX[tip]] if isinstance(tip, str) else torch.tensor(tip) * height for tip in tips]
     return torch.stack(axes), torch.tensor([limb.radius for limb in LIMBS]) * height
 
 

@@ -10,14 +10,23 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
+
+from .choice import check_choice
 
 MOVES = ("hold", "orbit", "dolly", "pan")
 
 
 @dataclass(frozen=True)
 class Camera:
-    """distance, height: of the camera from the aim point, metres    view: width of the picture at the aim point, metres
-    amount: degrees per second (orbit, pan) or metres per second towards the aim (dolly)    angle: start of the orbit, degrees"""
+    """How the camera is placed and moved.
+
+    amount: degrees per second (orbit: towards +x; pan: to the right) or metres per second towards the aim (dolly)
+    distance: from the aim along the floor, metres    height: above the floor, metres
+    view: metres that the longer side of the picture spans at `distance`    angle: start of the orbit, degrees from +z
+    aim: the point in the picture's middle, metres
+    raises: ValueError for an unknown move, or a camera on top of its aim or without a view
+    """
 
     move: str = "hold"
     amount: float = 0.0
@@ -26,6 +35,12 @@ class Camera:
     view: float = 4.2
     angle: float = 0.0
     aim: tuple[float, float, float] = (0.0, 0.85, 0.0)
+
+    def __post_init__(self) -> None:
+        check_choice("camera move", self.move, MOVES)
+        if not (self.distance > 0 and self.view > 0):
+            raise ValueError(f"Puppet World: the camera needs a distance and a view above 0 m, "
+                             f"got {self.distance} and {self.view}.")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,10 @@ class CameraTrack:
         return -(self.w2c[:, :3, :3].transpose(1, 2) @ self.w2c[:, :3, 3:])[..., 0]
 
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """World points to pixels. points: [F, ..., 3] -> pixels [F, ..., 2], depth [F, ...] (metres along the view axis)"""
+        """World points to pixels; meaningless where the depth is not positive.
+
+        points: [F, ..., 3]    returns: pixels [F, ..., 2], depth [F, ...] (metres along the view axis)
+        """
         flat = points.flatten(1, -2) if points.ndim > 2 else points[:, None]
         cam = flat @ self.w2c[:, :3, :3].transpose(1, 2) + self.w2c[:, None, :3, 3]
         depth = cam[..., 2]
@@ -56,10 +74,7 @@ def track(camera: Camera, t: Tensor, height: int, width: int) -> CameraTrack:
     """The camera over time for a picture of height x width pixels.
 
     t: [F] seconds
-    raises: ValueError for an unknown move
     """
-    if camera.move not in MOVES:
-        raise ValueError(f"Puppet camera move {camera.move!r} is not known. Accepted: {', '.join(MOVES)}.")
     aim = torch.tensor(camera.aim).expand(len(t), 3)
     angle = torch.full_like(t, math.radians(camera.angle))
     distance = torch.full_like(t, camera.distance)
@@ -67,15 +82,16 @@ def track(camera: Camera, t: Tensor, height: int, width: int) -> CameraTrack:
         angle = angle + math.radians(camera.amount) * t
     if camera.move == "dolly":
         distance = (distance - camera.amount * t).clamp(min=1.0)
-    offset = torch.stack([distance * angle.sin(), torch.full_like(t, camera.height - camera.aim[1]), distance * angle.cos()], -1)
-    centre = aim + offset
-    forward = torch.nn.functional.normalize(aim - centre, dim=-1)
+    above = torch.full_like(t, camera.height - camera.aim[1])
+    centre = aim + torch.stack([distance * angle.sin(), above, distance * angle.cos()], -1)
+    forward = normalize(aim - centre, dim=-1)
     if camera.move == "pan":
         turn = -math.radians(camera.amount) * t
         c, s = turn.cos(), turn.sin()
         x, y, z = forward.unbind(-1)
         forward = torch.stack([c * x + s * z, y, -s * x + c * z], -1)
-    right = torch.nn.functional.normalize(torch.linalg.cross(forward, torch.tensor([0.0, 1.0, 0.0]).expand_as(forward)), dim=-1)
+    up = torch.tensor([0.0, 1.0, 0.0]).expand_as(forward)
+    right = normalize(torch.linalg.cross(forward, up), dim=-1)
     down = torch.linalg.cross(forward, right)
     w2c = torch.eye(4).repeat(len(t), 1, 1)
     w2c[:, :3, :3] = torch.stack([right, down, forward], 1)

@@ -6,9 +6,10 @@ import random
 from dataclasses import replace
 
 from .camera import MOVES, Camera
+from .choice import check_choice
 from .motion import HEADINGS, MOTIONS, Motion
+from .scene import COUNT_WORDS, SHIRT_HUES, SPACING, Puppet, SceneSpec, random_scene
 from .scene import GROUNDS as SCENE_GROUNDS
-from .scene import SHIRT_HUES, SPACING, SceneSpec, random_scene
 
 ANY = "any"
 ACTIONS = (ANY, "walk left", "walk right", "walk toward the camera", "walk away", *(m for m in MOTIONS if m != "walk"))
@@ -18,14 +19,20 @@ CAMERAS = (*MOVES, ANY)
 _HEADING_OF = {"walk left": "left", "walk right": "right", "walk toward the camera": "toward", "walk away": "away"}
 
 
-def directed_scene(seed: int, action: str = ANY, puppets: int = 0, shirt: str = ANY, ground: str = ANY, camera: str = "hold", balls: int = 0) -> SceneSpec:
-    """puppets: 1 to 3, 0 for a draw    action, shirt, ground, camera: a choice of the lists above
+def directed_scene(
+    seed: int, action: str = ANY, puppets: int = 0, shirt: str = ANY, ground: str = ANY, camera: str = "hold",
+    balls: int = 0,
+) -> SceneSpec:  # fmt: skip
+    """A scene in which all puppets do and wear what was asked for.
 
+    puppets: 1 to 3, 0 for a draw    action, shirt, ground, camera: a choice of the lists above
     raises: ValueError that names the choice which is not known
     """
-    for name, value, known in (("action", action, ACTIONS), ("shirt", shirt, SHIRTS), ("ground", ground, GROUNDS), ("camera", camera, CAMERAS)):
-        if value not in known:
-            raise ValueError(f"Puppet Scene: {name} {value!r} is not known. Accepted: {', '.join(known)}.")
+    check_choice("number of puppets", puppets, (0, *COUNT_WORDS))
+    check_choice("action", action, ACTIONS)
+    check_choice("shirt", shirt, SHIRTS)
+    check_choice("ground", ground, GROUNDS)
+    check_choice("camera move", camera, CAMERAS)
     spec = random_scene(seed, puppets or None, balls, None if camera == ANY else camera)
     if action != ANY or shirt != ANY:
         rng = random.Random(seed + 1)
@@ -38,8 +45,8 @@ def directed_scene(seed: int, action: str = ANY, puppets: int = 0, shirt: str = 
     return spec
 
 
-def _acting(people: tuple, action: str, rng: random.Random) -> tuple:
-    """All puppets in the same action; walkers start so that they cross the picture's middle."""
+def _acting(people: tuple[Puppet, ...], action: str, rng: random.Random) -> tuple[Puppet, ...]:
+    """All puppets in the same action; walkers to a side start so that they cross the picture's middle."""
     walking = action in _HEADING_OF
     speed, phase = rng.uniform(1.0, 1.35), rng.uniform(0, 6.283)
     ahead = {"walk left": 0.7, "walk right": -0.7}.get(action, 0.0)
@@ -52,4 +59,5 @@ def _acting(people: tuple, action: str, rng: random.Random) -> tuple:
 
 
 def _wide(camera: Camera) -> Camera:
+    """A view that three walkers side by side fit into."""
     return replace(camera, view=max(camera.view, 5.0))

@@ -8,24 +8,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .render import directions
+from .render import directions, pixel_centres
+from .sight import in_sight
 from .world import World
 
 
 def optical_flow(world: World) -> tuple[Tensor, Tensor]:
-    """Where each pixel of frame t is in frame t + 1, and whether it can still be seen there.
+    """How far each pixel of frame t moves until frame t + 1, and whether what it shows can still be seen there.
 
-    returns: flow [F-1, H, W, 2] pixels, visible [F-1, H, W] bool (nothing nearer covers the point, and it is in the picture)
+    returns: flow [F-1, H, W, 2] pixels, visible [F-1, H, W] bool (in the picture, and nothing nearer covers the point
+    at exactly the place it moves to)
+    """
+    pixel, depth = landing(world)
+    visible = in_sight(world.at(slice(1, None)), pixel.flatten(1, 2), depth.flatten(1, 2))
+    return pixel - pixel_centres(world.height, world.width), visible.view(depth.shape)
+
+
+def landing(world: World) -> tuple[Tensor, Tensor]:
+    """Where the point behind each pixel of frame t falls in frame t + 1, and how deep. A plate stays where it is.
+
+    returns: pixel [F-1, H, W, 2], depth [F-1, H, W] metres, inf for the sky and the plate
     """
     now = world.hit_points()[:-1]
     later = torch.where(world.hits.primitive[:-1, ..., None] >= 0, _carried(world, now), now)
     pixel, depth = world.camera.at(slice(1, None)).project(later)
-    y, x = torch.meshgrid(torch.arange(world.height) + 0.5, torch.arange(world.width) + 0.5, indexing="ij")
-    flow = pixel - torch.stack([x, y], -1)
     backdrop = world.depth[:-1].isinf()
-    turned = _backdrop_flow(world) if world.spec.ground == "floor" else torch.zeros_like(flow)
-    flow = torch.where(backdrop[..., None], turned, flow)
-    return flow, _visible(world, flow, torch.where(backdrop, torch.inf, depth), x, y)
+    behind = _sky_pixels(world) if world.spec.ground == "floor" else pixel_centres(world.height, world.width)
+    return torch.where(backdrop[..., None], behind, pixel), torch.where(backdrop, torch.inf, depth)
 
 
 def _carried(world: World, point: Tensor) -> Tensor:
@@ -39,20 +48,10 @@ def _carried(world: World, point: Tensor) -> Tensor:
     return (turn[frame, body] @ local[..., None])[..., 0] + world.bodies.origin[1:][frame, body]
 
 
-def _backdrop_flow(world: World) -> Tensor:
+def _sky_pixels(world: World) -> Tensor:
     """The sky is infinitely far: only the camera's rotation moves it. returns: [F-1, H, W, 2]"""
-    ahead = directions(world.camera, world.height, world.width)[:-1] @ world.camera.w2c[1:, None, :3, :3].transpose(2, 3)
+    rays = directions(world.camera, world.height, world.width)[:-1]
+    ahead = rays @ world.camera.w2c[1:, None, :3, :3].transpose(2, 3)
     K = world.camera.K[1:, None, None]
-    pixel = torch.stack([K[..., 0, 0] * ahead[..., 0], K[..., 1, 1] * ahead[..., 1]], -1) / ahead[..., 2:].clamp(min=1e-6) + K[..., :2, 2]
-    y, x = torch.meshgrid(torch.arange(world.height) + 0.5, torch.arange(world.width) + 0.5, indexing="ij")
-    return pixel - torch.stack([x, y], -1)
-
-
-def _visible(world: World, flow: Tensor, depth: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    column = (x + flow[..., 0]).floor().long()
-    row = (y + flow[..., 1]).floor().long()
-    inside = (column >= 0) & (column < world.width) & (row >= 0) & (row < world.height)
-    frame = torch.arange(len(flow))[:, None, None]
-    there = world.depth[1:][frame, row.clamp(0, world.height - 1), column.clamp(0, world.width - 1)]
-    same = (there - depth).abs() < 0.03 * depth.clamp(max=20.0) + 0.02
-    return inside & (same | (there.isinf() & depth.isinf()))
+    scaled = torch.stack([K[..., 0, 0] * ahead[..., 0], K[..., 1, 1] * ahead[..., 1]], -1)
+    return scaled / ahead[..., 2:].clamp(min=1e-6) + K[..., :2, 2]

@@ -1,7 +1,8 @@
-"""Reads a clip back: how many puppets, what shirt, which way they went. From pixels alone, so it works on generated clips.
+"""Reads a clip back: how many puppets, what shirt, which way they went. From pixels alone, so also of generated clips.
 
-Garments of Puppet World are the only strongly saturated things that are not orange (skin, hair), so a shirt is found by hue
-and saturation, puppets are counted as connected shirts, and the direction is the track of the shirts' centroid.
+Shirts are the only strongly saturated things in the scenes of the small language that are not orange (skin, hair). So a
+shirt is found by hue and saturation, puppets are counted as connected shirts, and the direction is the track of the
+shirts' centroid. Balls may have any colour: clips with balls are not for this judge.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ TRAVEL = 0.06  # of the picture's width: less than that over the clip is "in pla
 
 @dataclass(frozen=True)
 class Verdict:
-    """count: puppets    shirt: name of the commonest shirt colour, "" where there is none    direction: left, right or place"""
+    """count: puppets    shirt: name of the commonest shirt colour, "" without any    direction: left, right or place"""
 
     count: int
     shirt: str

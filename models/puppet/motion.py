@@ -11,23 +11,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .body import INDEX, JOINTS, forward_kinematics, rest_offsets
+from .body import FOOT_RADIUS, INDEX, JOINTS, forward_kinematics, rest_offsets
+from .choice import check_choice
 
 MOTIONS = ("stand", "walk", "wave", "jump", "turn", "squat", "dance")
 HEADINGS = {"toward": 0.0, "right": math.pi / 2, "away": math.pi, "left": -math.pi / 2}  # seen from the camera at +z
 HANGING = math.radians(76)  # an arm that hangs beside the body, from the T-pose
-FOOT_RADIUS = 0.062
 
 
 @dataclass(frozen=True)
 class Motion:
-    """name: one of MOTIONS    heading: radians about y, 0 faces +z    speed: m/s (walk), else tempo relative to 1
-    phase: radians into the cycle at the first frame"""
+    """What one puppet does.
+
+    name: one of MOTIONS    heading: radians about y, 0 faces +z    speed: m/s (walk), else tempo relative to 1
+    phase: radians into the cycle at the first frame
+    raises: ValueError for an unknown name
+    """
 
     name: str
     heading: float = 0.0
     speed: float = 1.0
     phase: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("motion", self.name, MOTIONS)
 
 
 def rotation(axis: str, angle: Tensor) -> Tensor:
@@ -66,7 +73,7 @@ def _walk(pose: _Pose, t: Tensor, m: Motion) -> Tensor:
     cycle = 2 * math.pi * (0.55 + 0.45 * m.speed) * t + m.phase  # faster walkers step more often and reach further
     reach = 0.36 + 0.16 * m.speed
     for side, phase in (("left", cycle), ("right", cycle + math.pi)):
-        pose.leg(side, reach * phase.sin(), 0.15 + 0.75 * reach * (1 + phase.cos()).clamp(min=0) * 0.9, 0.1 * phase.sin())
+        pose.leg(side, reach * phase.sin(), 0.15 + 0.75 * reach * (1 + phase.cos()) * 0.9, 0.1 * phase.sin())
         pose.arm(side, torch.full_like(t, HANGING), -1.1 * reach * phase.sin(), 0.35 + 0.2 * phase.sin())
     pose.set("spine1", rotation("x", torch.full_like(t, 0.06)))
     return torch.zeros_like(t)
@@ -122,10 +129,7 @@ def act(motion: Motion, t: Tensor, start: tuple[float, float], height: float = 1
 
     t: [F] seconds    start: x, z of the pelvis at t = 0, metres
     returns: rotations [F, J, 3, 3], positions [F, J, 3]
-    raises: ValueError for an unknown motion name
     """
-    if motion.name not in _ACT:
-        raise ValueError(f"Puppet motion {motion.name!r} is not known. Accepted: {', '.join(MOTIONS)}.")
     pose = _Pose(len(t))
     lift = _ACT[motion.name](pose, t, motion)
     heading = torch.full_like(t, motion.heading)

@@ -7,15 +7,16 @@ import math
 import torch
 from torch import Tensor
 
+from .ball import impacts
 from .scene import SceneSpec
-from .world import impacts
 
 RATE = 44100  # samples a second
 
 
 def sound_track(spec: SceneSpec, seconds: float) -> Tensor:
-    """Stereo sound; silent where nothing bounces. Small balls ring high, fast ones loud, and they are heard where they are.
+    """Stereo sound; silent where nothing bounces. Small balls ring high and fast ones loud.
 
+    Left and right follow the ball's x in the world, full at 2 m: what a camera that holds still would hear.
     returns: [1, 2, samples] in -1..1, at RATE samples a second
     """
     samples = max(1, round(seconds * RATE))
