@@ -24,22 +24,26 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--side", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--densities", type=float, nargs="+", default=(1.0, 0.5, 0.3, 0.2))
     args = parser.parse_args()
     prompts = [p.caption() for p in scene.split_prompts()[1][: args.prompts]]
     dense = [
-        sample(video_model("t2v"), conditioning(p), conditioning(""), empty_latent(), Settings(seed=i))
+        sample(
+            video_model("t2v"), conditioning(p), conditioning(""), empty_latent(), Settings(steps=args.steps, seed=i)
+        )
         for i, p in enumerate(prompts)
     ]
     pictures = [decode(d) for d in dense]
     print("| density | tail | PSNR to dense, dB | relative L2 of the latent |\n| --- | --- | --- | --- |")
-    for density in (1.0, 0.5, 0.3, 0.2):
+    for density in args.densities:
         for tail in ("row", "block", None):
             patched = SparseAttention(
                 METHODS["block_topk"](density=density), blocks=Blocks("tile", args.side), tail=tail
             )
             model = host.attach_attention(video_model("t2v"), Card("sparse", "sparse"), patched)
             out = [
-                sample(model, conditioning(p), conditioning(""), empty_latent(), Settings(seed=i))
+                sample(model, conditioning(p), conditioning(""), empty_latent(), Settings(steps=args.steps, seed=i))
                 for i, p in enumerate(prompts)
             ]
             error = sum(float((o - d).norm() / d.norm()) for o, d in zip(out, dense, strict=True)) / len(out)
