@@ -2,8 +2,8 @@
 
     python -m bench.sparse_tail [--prompts 8]
 
-Density is exact blocks only, 4x4 tiles of one frame, every layer, every step. PSNR of the decoded clip, mean over
-prompts.
+Density counts exact blocks only; every layer is sparse, and every step after --dense-steps. PSNR of the decoded clip,
+mean over prompts.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import argparse
 
 import torch
 from interspatial.models import host
-from interspatial.models.attention import METHODS, Blocks, SparseAttention
+from interspatial.models.attention import METHODS, Blocks, SparseAttention, When
 from interspatial.models.puppet import scene
 from interspatial.models.report import Card
+from interspatial.models.schedule import StepWindow
 
 from .inprocess import Settings, conditioning, decode, empty_latent, psnr, sample, video_model
 
@@ -24,6 +25,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--side", type=int, default=4)
+    parser.add_argument("--order", choices=("tile", "cube", "raster"), default="tile")
+    parser.add_argument("--dense-steps", type=int, default=0)
+    parser.add_argument("--tails", nargs="+", default=("row", "block", "off"))
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--densities", type=float, nargs="+", default=(1.0, 0.5, 0.3, 0.2))
     args = parser.parse_args()
@@ -37,9 +41,12 @@ def main() -> None:
     pictures = [decode(d) for d in dense]
     print("| density | tail | PSNR to dense, dB | relative L2 of the latent |\n| --- | --- | --- | --- |")
     for density in args.densities:
-        for tail in ("row", "block", None):
+        for tail in args.tails:
             patched = SparseAttention(
-                METHODS["block_topk"](density=density), blocks=Blocks("tile", args.side), tail=tail
+                METHODS["block_topk"](density=density),
+                When(steps=StepWindow(args.dense_steps, None, "steps")),
+                Blocks(args.order, args.side),
+                None if tail == "off" else tail,
             )
             model = host.attach_attention(video_model("t2v"), Card("sparse", "sparse"), patched)
             out = [
@@ -48,7 +55,7 @@ def main() -> None:
             ]
             error = sum(float((o - d).norm() / d.norm()) for o, d in zip(out, dense, strict=True)) / len(out)
             quality = sum(psnr(decode(o), p) for o, p in zip(out, pictures, strict=True)) / len(out)
-            print(f"| {density} | {tail or 'off'} | {quality:.2f} | {error:.2e} |", flush=True)
+            print(f"| {density} | {tail} | {quality:.2f} | {error:.2e} |", flush=True)
 
 
 if __name__ == "__main__":
