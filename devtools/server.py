@@ -68,7 +68,7 @@ class Server:
         for name, source in self.packs.items():
             link_pack(self.base, name, source)
         self.port = free_port()
-        # One core stays free: a busy neighbour makes OpenMP's threads wait for each other, 20 times slower on two cores.
+        # One core stays free: with a busy neighbour OpenMP's threads wait for each other, 20 times slower on two cores.
         environment = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(max(1, core_count() - 1)), **os.environ}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
