@@ -142,6 +142,7 @@ def train(kind: str, minutes: float, batch: int, total: int, device: str) -> Non
                     "learned": learned.state_dict(),
                     "optimisers": [o.state_dict() for o in optimisers],
                     "average": average,
+                    "device": device,
                     "step": step,
                     "seconds": spent,
                 },
@@ -169,15 +170,17 @@ def part_of(state: dict, name: str) -> dict:
     return {k[len(name) + 1 :]: v for k, v in state.items() if k.startswith(name + ".")}
 
 
-def export(kind: str) -> None:
+def export(kind: str, note: str = "") -> None:
     saved = torch.load(RUNS / kind / "state.pt", map_location="cpu", weights_only=True)
     weights = part_of(saved["average"], "model")
-    made = {"data": f"{len(latents.load()[2])} Puppet World clips of the prompt language (192 training prompts), "
+    videos, images, _ = latents.load()
+    clips = len(videos if kind == "t2v" else images)
+    made = {"data": f"{clips} Puppet World clips of the prompt language (192 training prompts), "
                     "17 frames of 128x128 at 16 fps",
             "loss": f"rectified flow, shift {SHIFT}, text dropped in {DROP:.0%} of the clips, "
                     f"weights averaged with {KEEP}",
             "steps": saved["step"], "batch": 8, "seconds": round(saved["seconds"]),
-            "device": "1 CPU core, bfloat16 autocast", "seed": 0}  # fmt: skip
+            "device": f"{saved.get('device', '1 CPU core')}, bfloat16 autocast", "seed": 0, "note": note}  # fmt: skip
     what = {"t2v": "Text-to-video", "i2v": "Image-to-video (36 input channels, no image encoder)"}[kind]
     save_checkpoint(weights, CHECKPOINTS / "diffusion_models" / f"tiny_puppet_{kind}.safetensors", torch.float16,
                     {"what": f"{what} diffusion transformer, ComfyUI's Wan 2.1 class, {SHAPE}", **made},
@@ -201,7 +204,8 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--export", action="store_true")
+    parser.add_argument("--note", default="", help="what else the card should say about how it was made")
     args = parser.parse_args()
     if not args.export:
         train(args.kind, args.minutes, args.batch, args.steps, args.device)
-    export(args.kind)
+    export(args.kind, args.note)

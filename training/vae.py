@@ -180,6 +180,7 @@ def train(minutes: float, batch: int, total: int, device: str) -> None:
                     "optimisers": [o.state_dict() for o in optimisers],
                     "step": step,
                     "seconds": spent,
+                    "device": device,
                 },
                 part,
             )
@@ -241,7 +242,7 @@ def refine_decoder(minutes: float, total: int, device: str) -> None:
 
 
 @torch.no_grad()
-def export() -> None:
+def export(note: str = "") -> None:
     """Fold the latents' statistics in, save in the layout that core's VAELoader reads."""
     from comfy.latent_formats import Wan21
 
@@ -277,7 +278,8 @@ def export() -> None:
         "loss": f"MSE + {CHROMA} chroma MSE + 0.02 L1 + {ENERGY} latent energy + {TAUGHT} taught colour channels, "
                 f"latent noise {LATENT_NOISE}", "optimiser": "Muon",
         "steps": f"{saved['step']}, then {best['step']} of the decoder alone",
-        "seconds": f"{saved['seconds']:.0f}, then {best['seconds']:.0f}", "device": "1 CPU core", "seed": 0,
+        "seconds": f"{saved['seconds']:.0f}, then {best['seconds']:.0f}", "device": saved.get("device", "1 CPU core"),
+        "seed": 0, "note": note,
         "latent_mean": [round(v, 4) for v in mean.tolist()], "latent_std": [round(v, 4) for v in std.tolist()],
     })  # fmt: skip
 
@@ -290,9 +292,10 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--decoder", action="store_true", help="train the decoder on; the encoder stays")
     parser.add_argument("--export", action="store_true")
+    parser.add_argument("--note", default="", help="what else the card should say about how it was made")
     args = parser.parse_args()
     if args.decoder:
         refine_decoder(args.minutes, args.steps, args.device)
     elif not args.export:
         train(args.minutes, args.batch, args.steps, args.device)
-    export()
+    export(args.note)
