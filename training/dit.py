@@ -27,6 +27,7 @@ from . import latents, text  # noqa: E402
 from .card import save_checkpoint  # noqa: E402
 from .log import Curve  # noqa: E402
 from .muon import Muon  # noqa: E402
+from .state import save  # noqa: E402
 
 SHAPE = {"dim": 256, "ffn_dim": 1024, "num_layers": 6}
 SHIFT, DROP, KEEP = 3.0, 0.1, 0.999
@@ -136,8 +137,7 @@ def train(kind: str, minutes: float, batch: int, total: int, device: str) -> Non
             recent.clear()
         if step % 250 == 0 or step == total:
             spent, mark = spent + time.time() - mark, time.time()
-            part = state.with_suffix(".part")
-            torch.save(
+            save(
                 {
                     "learned": learned.state_dict(),
                     "optimisers": [o.state_dict() for o in optimisers],
@@ -146,9 +146,8 @@ def train(kind: str, minutes: float, batch: int, total: int, device: str) -> Non
                     "step": step,
                     "seconds": spent,
                 },
-                part,
+                state,
             )
-            part.replace(state)
             data.refresh()
 
 

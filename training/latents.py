@@ -19,6 +19,7 @@ from comfy.latent_formats import Wan21  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from . import clips, vae, vae_parallel  # noqa: E402
+from .state import save  # noqa: E402
 
 FOLDER = RUNS / "latents"
 
@@ -42,12 +43,6 @@ def encode_shard(model: torch.nn.Module, shard, image: bool) -> torch.Tensor:
             mean, _ = vae_parallel.encode(model, video)
         out.append(Wan21().process_in(mean.float()).half())
     return torch.cat(out)
-
-
-def save(tensor: torch.Tensor, path) -> None:
-    part = path.with_suffix(".part")
-    torch.save(tensor, part)
-    part.replace(path)
 
 
 def load(kind: str = "prompts") -> tuple[torch.Tensor, torch.Tensor | None, list[str]]:

@@ -30,6 +30,7 @@ from . import clips, vae_parallel  # noqa: E402
 from .card import save_checkpoint  # noqa: E402
 from .log import Curve  # noqa: E402
 from .muon import Muon  # noqa: E402
+from .state import save  # noqa: E402
 
 DIM, LATENT_NOISE, ENERGY = 8, 0.15, 5e-4
 TAUGHT = 0.3  # weight of the three taught latent channels
@@ -173,8 +174,7 @@ def train(minutes: float, batch: int, total: int, device: str) -> None:
                       energy=mean.square().mean().item(), seconds=spent + time.time() - mark)  # fmt: skip
         if step % 200 == 0 or step == total:
             spent, mark = spent + time.time() - mark, time.time()
-            part = state.with_suffix(".part")
-            torch.save(
+            save(
                 {
                     "model": vae.state_dict(),
                     "optimisers": [o.state_dict() for o in optimisers],
@@ -182,9 +182,8 @@ def train(minutes: float, batch: int, total: int, device: str) -> None:
                     "seconds": spent,
                     "device": device,
                 },
-                part,
+                state,
             )
-            part.replace(state)
 
 
 def refine_decoder(minutes: float, total: int, device: str) -> None:
@@ -228,17 +227,15 @@ def refine_decoder(minutes: float, total: int, device: str) -> None:
             )
         if step % 100 == 0 or step == total:
             spent, mark = spent + time.time() - mark, time.time()
-            part = state.with_suffix(".part")
-            torch.save(
+            save(
                 {
                     "model": vae.state_dict(),
                     "optimisers": [o.state_dict() for o in optimisers],
                     "step": step,
                     "seconds": spent,
                 },
-                part,
+                state,
             )
-            part.replace(state)
 
 
 @torch.no_grad()
