@@ -1,7 +1,7 @@
-"""Muon: momentum whose matrix updates are orthogonalised (Jordan et al., 2024).
+"""Muon: momentum whose matrix updates are orthogonalised (Jordan et al., 2024). The rest is left to AdamW.
 
-Vectors and embeddings are left to AdamW. On the tiny VAE it reached in 200 steps what AdamW reached in 800 (training
-curve, same data, same batches).
+On the tiny VAE 200 steps brought about what 800 of AdamW did (full-frame PSNR 22.1 and 22.7 dB on six held-out
+prompts, same batches; the loss of the Muon run weighted chroma more).
 """
 
 from __future__ import annotations
