@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -90,8 +88,3 @@ def image_to_video(prompt: str, first: torch.Tensor, settings: Settings) -> torc
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     """dB, of pictures in 0..1"""
     return float(-10 * (a - b).square().mean().clamp(min=1e-12).log10())
-
-
-def timed(work: Callable[[], object]) -> tuple[object, float]:
-    began = time.perf_counter()
-    return work(), time.perf_counter() - began

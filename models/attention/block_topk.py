@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from ...kernels.block_plan import BlockPlan
 from ..call import AttentionCall
-from .method import method
+from .method import bias_rows, method
 from .orders import BlockOrder
 from .select import top_blocks
 
@@ -35,5 +35,4 @@ class BlockTopK:
         ]  # fmt: skip
 
     def plan(self, call: AttentionCall, order: BlockOrder) -> BlockPlan:
-        bias = None if call.key_bias is None else call.key_bias.expand(call.q.shape[0], -1)
-        return top_blocks(call.q, call.k, order, self.density, scale=call.scale, key_bias=bias)
+        return top_blocks(call.q, call.k, order, self.density, scale=call.scale, key_bias=bias_rows(call))

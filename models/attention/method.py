@@ -121,7 +121,7 @@ class SparseAttention:
         """returns: [B, N, H, D]"""
         plan = self.selector.plan(call, self.blocks.of(call))
         self._note_share(call, plan)
-        return block_attend(call.q, call.k, call.v, plan, scale=call.scale, key_bias=_rows(call), tail=self.tail)
+        return block_attend(call.q, call.k, call.v, plan, scale=call.scale, key_bias=bias_rows(call), tail=self.tail)
 
     def _note_share(self, call: AttentionCall, plan: BlockPlan) -> None:
         """The kept share goes into the report once a layer: reading it waits for the device."""
@@ -131,7 +131,8 @@ class SparseAttention:
             call.note(kept=float(kept_share(plan)))
 
 
-def _rows(call: AttentionCall) -> Tensor | None:
+def bias_rows(call: AttentionCall) -> Tensor | None:
+    """The key bias with a row for each of the batch, [B, N] float32, as the kernels take it; None without one."""
     return None if call.key_bias is None else call.key_bias.expand(call.q.shape[0], -1)
 
 
