@@ -15,7 +15,6 @@ from interspatial.models import host
 from interspatial.models.attention import METHODS, Blocks, SparseAttention, When
 from interspatial.models.puppet import scene
 from interspatial.models.report import Card
-from interspatial.models.schedule import StepWindow
 
 from .inprocess import Settings, conditioning, decode, empty_latent, psnr, sample, video_model
 
@@ -43,8 +42,8 @@ def main() -> None:
     for density in args.densities:
         for tail in args.tails:
             patched = SparseAttention(
-                METHODS["block_topk"](density=density),
-                When(steps=StepWindow(args.dense_steps, None, "steps")),
+                METHODS["draft"](density=density),
+                When(first=args.dense_steps),
                 Blocks(args.order, args.side),
                 None if tail == "off" else tail,
             )

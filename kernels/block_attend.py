@@ -8,22 +8,34 @@ One operation for every block-sparse method: a method only writes a BlockPlan. T
 
 from __future__ import annotations
 
-from itertools import chain
+import logging
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from . import gather_attend
+from .attend_call import AttendCall, Reshape, Tail
 from .block_plan import BlockPlan, kept_mask
-from .dense_rows import DenseRows
-from .head_rows import head_rows
-from .kept_rows import KeptRows, PooledTail, Tail
-from .pool_blocks import slot_bias
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+log = logging.getLogger("interspatial")
 
-# Half of it holds gathered keys and values: on one CPU core 1 to 28 MB of them ran alike, 110 MB took 1.5 times as
-# long. Devices want long launches.
-CPU_BYTES, DEVICE_BYTES = 16 << 20, 256 << 20
+
+class Backend(Protocol):
+    """A module that computes `block_attend`."""
+
+    NAME: str
+
+    @staticmethod
+    def why_not(call: AttendCall) -> str | None:
+        """Why it cannot take a call that `AttendCall.why_not` lets through. Reads shapes only, never the device."""
+
+    @staticmethod
+    def attend(call: AttendCall) -> tuple[Tensor, Tensor | None]:
+        """Output [B, N, H, D] and, if asked for, lse fp32 [B, N, H]."""
+
+
+BACKENDS: tuple[Backend, ...] = (gather_attend,)  # in order of preference; the last takes every call
 
 
 def block_attend_reference(
@@ -35,6 +47,7 @@ def block_attend_reference(
     scale: float | None = None,
     key_bias: Tensor | None = None,
     tail: Tail | None = None,
+    reshape: Reshape | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The whole score matrix of one head at a time; the contract is that of `block_attend`."""
@@ -61,7 +74,11 @@ def block_attend_reference(
             score = torch.cat((score, pooled.masked_fill(seen > 0, -torch.inf)), -1)
             value = torch.cat((value, mean_value))
         lse[b, :, h] = score.logsumexp(-1)
-        out[b, :, h] = ((score - lse[b, :, h, None]).exp().nan_to_num(0) @ value).to(q.dtype)
+        row = (score - lse[b, :, h, None]).exp().nan_to_num(0) @ value
+        if reshape:
+            row *= reshape.rho[b, :, h, None].float().clamp(max=1)
+            row += 0 if reshape.residual is None else reshape.residual[b, :, h].float()
+        out[b, :, h] = row.to(q.dtype)
     return (out, lse) if return_lse else out
 
 
@@ -70,30 +87,8 @@ def _membership(slots: Tensor, tokens: int) -> Tensor:
     return (slots[..., None] == torch.arange(tokens, device=slots.device)).any(1).float()
 
 
-def why_not(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, key_bias: Tensor | None = None, tail: Tail | None = None
-) -> str | None:
-    """Why the gather backend cannot take this call, or None. Reads shapes only, never the device."""
-    batch, _, heads, dim = q.shape
-    if q.dtype not in DTYPES or {k.dtype, v.dtype} != {q.dtype}:
-        return f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; all three must be float32, bfloat16 or float16"
-    if k.shape != v.shape or (k.shape[0], *k.shape[2:]) != (batch, heads, dim):
-        return f"k is {list(k.shape)} and v {list(v.shape)}; q needs them as [{batch}, N, {heads}, {dim}]"
-    if len({x.device for x in (q, k, v, plan.q_slots, plan.k_slots, plan.cols)}) > 1:
-        return f"the plan is on {plan.cols.device}, q on {q.device}, k on {k.device} and v on {v.device}"
-    for name in ("q_slots", "k_slots", "cols"):
-        if (shape := getattr(plan, name).shape)[0] not in (1, batch * heads):
-            return f"the plan's {name} serve {shape[0]} heads; the call has {batch * heads}, and 1 would serve all"
-    for name, slots, tokens in (("query", plan.q_slots, q.shape[1]), ("key", plan.k_slots, k.shape[1])):
-        if slots.shape[1:].numel() < tokens:
-            return f"the plan has {slots.shape[1:].numel()} {name} slots for {tokens} tokens"
-    if key_bias is not None and key_bias.shape != k.shape[:2]:
-        return f"the key bias is {list(key_bias.shape)}; it must be {list(k.shape[:2])}"
-    if tail not in (None, "row", "block"):
-        return f"the tail is {tail!r}; it must be 'row', 'block' or None"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        return "gradients are asked for, and this attention is for inference"
-    return None
+# What each backend failed with at launch, by (name, device, dtype, D). It outlives a run: the same card fails again.
+_failures: dict[tuple[str, torch.device, torch.dtype, int], str] = {}
 
 
 def block_attend(
@@ -105,57 +100,71 @@ def block_attend(
     scale: float | None = None,
     key_bias: Tensor | None = None,
     tail: Tail | None = None,
+    reshape: Reshape | None = None,
     return_lse: bool = False,
     max_bytes: int | None = None,
+    backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Softmax over the keys in the kept blocks; any device, by gather and scaled_dot_product_attention.
+    """Softmax over the keys in the kept blocks, by the first backend that can take the call.
 
     tail "row": each block that is not kept enters the softmax as one key, its mean, with the log of its live weight
     added to the logit and its mean value; "block": the same, but all rows of a query block share the logit of their
     mean. A row that nothing is left for is 0, with lse -inf. Accumulates in fp32.
 
     q, k, v: [B, N, H, D]
+    plan: one that `check_plan` accepts
     scale: of the logits; None: D ** -0.5
     key_bias: fp32 [B, N], added to the logits, -inf allowed
-    max_bytes: workspace beside the output and the block means, or what one query block needs where that is more
+    reshape: after the softmax, of rows that see everything too; excludes a tail. It does not change the lse
+    max_bytes: workspace of the gather backend, see there
+    backend: the name of one of BACKENDS, which then must take the call
     returns: [B, N, H, D] in q's dtype; with return_lse also the natural log-sum-exp of all logits, fp32 [B, N, H]
-    raises: ValueError with the reason of `why_not`
+    raises: ValueError with the reason of `AttendCall.why_not`, or of the backend that was asked for
     """
-    if reason := why_not(q, k, v, plan, key_bias=key_bias, tail=tail):
-        raise ValueError(f"Block attention cannot take this call: {reason}.")
-    if max_bytes is None:
-        max_bytes = CPU_BYTES if q.device.type == "cpu" else DEVICE_BYTES
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    dense = DenseRows(k, v, key_bias, scale, return_lse, max_bytes)
-    if plan.sees_everything:
-        out, lse = dense.attend(q.transpose(1, 2))
-        return (out.transpose(1, 2), lse.transpose(1, 2)) if return_lse else out.transpose(1, 2)
-    pooled = PooledTail.of(q, k, v, plan, key_bias, tail, scale) if tail else None
-    bias = slot_bias(plan.k_slots, key_bias, q.shape[2])
-    rows = head_rows(q), head_rows(k), head_rows(v)
-    kept = KeptRows(*rows, plan, bias, pooled, scale, return_lse, max_bytes)
-    result = _Result(q, return_lse)
-    for tile in chain(dense.tiles(q, plan), kept.tiles()):
-        result.put(*tile)
-    return result.views(q.shape)
+    call = AttendCall(q, k, v, plan, scale, key_bias, tail, reshape, return_lse, max_bytes)
+    if reason := call.why_not():
+        raise ValueError(f"Block attention cannot take this call: {reason}.")
+    out, lse = _first_able(call) if backend is None else _named(backend, call).attend(call)
+    return (out, lse) if return_lse else out
 
 
-class _Result:
-    """Output rows in model order, and a last row that takes what padding slots yield."""
+def backends(call: AttendCall) -> dict[str, str | None]:
+    """Why not, for every backend in order of preference; None where it takes the call."""
+    return {backend.NAME: call.why_not() or _objection(backend, call) for backend in BACKENDS}
 
-    def __init__(self, q: Tensor, return_lse: bool) -> None:
-        rows = q.shape[:3].numel()
-        self.out = q.new_empty(rows + 1, q.shape[3])
-        self.lse = torch.empty(rows + 1, device=q.device) if return_lse else None
-        self.where = head_rows(self.out[:-1].view(q.shape))
 
-    def put(self, heads: Tensor, tokens: Tensor, out: Tensor, lse: Tensor | None) -> None:
-        """heads: [R]; tokens: [R, n], -1 on padding; out: R * n rows of D; lse: R * n."""
-        ids = self.where.ids(tokens, heads).masked_fill(tokens < 0, len(self.out) - 1).flatten()
-        self.out.index_copy_(0, ids, out.reshape(len(ids), -1))
-        if lse is not None:
-            self.lse.index_copy_(0, ids, lse.flatten())
+def _objection(backend: Backend, call: AttendCall) -> str | None:
+    return backend.why_not(call) or _failures.get(_failure_key(backend, call))
 
-    def views(self, shape: torch.Size) -> Tensor | tuple[Tensor, Tensor]:
-        out = self.out[:-1].view(shape)
-        return out if self.lse is None else (out, self.lse[:-1].view(shape[:3]))
+
+def _failure_key(backend: Backend, call: AttendCall) -> tuple[str, torch.device, torch.dtype, int]:
+    return backend.NAME, call.q.device, call.q.dtype, call.q.shape[-1]
+
+
+def _named(name: str, call: AttendCall) -> Backend:
+    found = [backend for backend in BACKENDS if name == backend.NAME]
+    if not found:
+        names = ", ".join(backend.NAME for backend in BACKENDS)
+        raise ValueError(f"Block attention has no backend {name!r}; there are {names}.")
+    if reason := _objection(found[0], call):
+        raise ValueError(f"The {name} backend of block attention cannot take this call: {reason}.")
+    return found[0]
+
+
+def _first_able(call: AttendCall) -> tuple[Tensor, Tensor | None]:
+    """The result of the first backend without an objection; one that breaks at launch is left out from then on."""
+    *preferred, last = BACKENDS
+    for backend in preferred:
+        if _objection(backend, call):
+            continue
+        try:
+            return backend.attend(call)
+        except torch.OutOfMemoryError:  # the host frees memory and tries again
+            raise
+        except Exception as error:  # a compiler on a card that nobody has tried may raise anything
+            said = next(iter(str(error).splitlines()), "")
+            reason = f"it failed before on {call.q.device} with {call.q.dtype}: {type(error).__name__}: {said}"
+            _failures[_failure_key(backend, call)] = reason
+            log.warning("Block attention goes on without its %s backend: %s", backend.NAME, reason)
+    return last.attend(call)

@@ -67,3 +67,75 @@ def kept_share(plan: BlockPlan) -> Tensor:
     q_live, k_live = plan.q_live.float(), plan.k_live.float()
     seen = torch.einsum("gq,gqk,gk->g", q_live, kept_mask(plan).float(), k_live)
     return (seen / (q_live.sum(-1) * k_live.sum(-1))).mean()
+
+
+def check_plan(plan: BlockPlan, tokens_q: int, tokens_k: int) -> None:
+    """Refuse a plan that would leave out or repeat a token or a block. Waits for the device: once a plan, not per call.
+
+    tokens_q, tokens_k: of the attention calls that the plan is for
+    raises: ValueError that says what is wrong, how often, and what is accepted
+    """
+    _check_shapes(plan)
+    faults = [
+        *_slot_faults("query", plan.q_slots, plan.q_live, tokens_q),
+        *_slot_faults("key", plan.k_slots, plan.k_live, tokens_k),
+        *_list_faults(plan),
+    ]
+    counts = torch.stack([broken.sum() for broken, _ in faults]).tolist()
+    for count, (_, fault) in zip(counts, faults, strict=True):
+        if count:
+            raise ValueError(f"The block plan cannot be used: {count} {fault}.")
+
+
+def _check_shapes(plan: BlockPlan) -> None:
+    """What needs no device."""
+    queries = plan.q_slots.shape[1]
+    wanted = {"q_live": plan.q_slots.shape[:2], "k_live": plan.k_slots.shape[:2], "counts": plan.cols.shape[:2]}
+    for name in ("q_slots", "k_slots", "q_live", "k_live", "cols", "counts"):
+        if (table := getattr(plan, name)) is None:
+            continue
+        if table.dtype != torch.int32:
+            raise ValueError(f"The block plan's {name} are {table.dtype}; the kernels read int32.")
+        if table.shape != wanted.get(name, table.shape):
+            raise ValueError(f"The block plan's {name} are {list(table.shape)}; they must be {list(wanted[name])}.")
+    if plan.cols.shape[1] != queries:
+        raise ValueError(f"The block plan lists key blocks for {plan.cols.shape[1]} query blocks, and has {queries}.")
+    edges = [0, *(edge for run in plan.full for edge in run), queries]
+    if edges != sorted(edges) or any(start == stop for start, stop in plan.full):
+        raise ValueError(f"The block plan's full runs are {plan.full}; they must ascend within 0 to {queries}.")
+
+
+def _slot_faults(side: str, slots: Tensor, live: Tensor, tokens: int) -> list[tuple[Tensor, str]]:
+    """Where each rule about slots is broken, bool of any shape, and the sentence that follows the number of times."""
+    held = slots >= 0
+    outside = (slots < -1) | (slots >= tokens)
+    seat = slots.long().masked_fill(outside | ~held, tokens).flatten(1)
+    seats = torch.zeros(len(slots), tokens + 1, dtype=torch.int64, device=slots.device)
+    seats = seats.scatter_add_(1, seat, torch.ones_like(seat))[:, :tokens]
+    late = (held[..., 1:] & ~held[..., :-1]).any(-1)
+    return [
+        (outside, f"{side} slots hold a number that no token has; accepted are 0 to {tokens - 1}, and -1 for padding"),
+        (seats == 0, f"{side} tokens of {tokens} are in no slot; each must be in exactly one"),
+        (seats > 1, f"{side} tokens of {tokens} are in several slots; each must be in exactly one"),
+        (late, f"{side} blocks have padding before a token; live slots must come first"),
+        (held.sum(-1) != live, f"{side} blocks give another number of live slots than they have"),
+    ]
+
+
+def _list_faults(plan: BlockPlan) -> list[tuple[Tensor, str]]:
+    """As `_slot_faults`, for the lists that are read."""
+    queries, width = plan.cols.shape[1:]
+    keys, device = plan.k_slots.shape[1], plan.cols.device
+    read = torch.ones(queries, dtype=torch.bool, device=device)
+    for start, stop in plan.full:
+        read[start:stop] = False
+    counts = torch.full(plan.cols.shape[:2], width, device=device) if plan.counts is None else plan.counts
+    counted = (torch.arange(width, device=device) < counts[..., None]) & read[:, None]
+    strange = counted & ((plan.cols < 0) | (plan.cols >= keys))
+    listed = plan.cols.masked_fill(~counted | strange, keys).sort(-1).values
+    again = (listed[..., 1:] == listed[..., :-1]) & (listed[..., 1:] < keys)
+    return [
+        (((counts < 0) | (counts > width)) & read, f"counts are outside 0 to {width}, the length of the lists"),
+        (strange, f"listed key blocks are outside 0 to {keys - 1}"),
+        (again, "key blocks are listed more than once for a query block, and would count so"),
+    ]

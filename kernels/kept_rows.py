@@ -11,18 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from .attend_call import Tail
 from .block_plan import BlockPlan
 from .dense_rows import attention_mask
 from .head_rows import HeadRows, head_rows
 from .pool_blocks import pool_blocks
 
-Tail = Literal["row", "block"]
 Sources = list[tuple[Tensor | None, Tensor]]  # table [rows, D] (None: zeros) and row numbers [R, n], in slot order
 
 

@@ -55,6 +55,9 @@ class StepWindow:
             raise ValueError(f"A window in steps has whole numbers; it was {self.start} to {self.end}.")
 
 
+WHOLE = StepWindow(0.0, 1.0)
+
+
 class Schedule:
     """The sigmas of one run and the noise range of its model.
 

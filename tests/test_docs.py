@@ -30,7 +30,7 @@ each_text = pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.relativ
 def tables(page: Path, section: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Prefix and cells by column name of every table row with a type, in one section of a help page.
 
-    A table under `### method block_topk` holds the inputs of that choice; their names begin with `method.block_topk.`.
+    A table under `### method draft` holds the inputs of that choice; their names begin with `method.draft.`.
     """
     body = re.split(rf"^## {section}$", page.read_text(encoding="utf-8"), flags=re.M)[1].split("\n## ")[0]
     for part in re.split(r"^### ", f"\n{body}", flags=re.M):
@@ -52,7 +52,7 @@ def wrong_range(said: str, spec: dict) -> str | None:
     """
     kind, options = spec["type"], spec.get("options", [])
     if kind in ("INT", "FLOAT"):
-        found = re.fullmatch(r"([\d.]+) to ([\d.]+), default ([\d.]+)", said)
+        found = re.fullmatch(r"(-?[\d.]+) to ([\d.]+), default (-?[\d.]+)", said)
         wanted = [spec[key] for key in ("min", "max", "default")]
         return None if found and [float(number) for number in found.groups()] == wanted else f"{wanted} in the schema"
     choices, _, default = said.partition("default ")

@@ -71,6 +71,29 @@ def cube(layout: Layout, side: int | tuple[int, int, int] = 4) -> BlockOrder:
     return _order(layout, _boxes(layout.grid, (side, side, side) if isinstance(side, int) else side))
 
 
+def token_major(layout: Layout, size: int = 64) -> BlockOrder:
+    """Places of a frame through time: each block holds the same few places in all frames, or one place in some frames.
+
+    The order in which SVG1 and Sparse-vDiT see temporal heads; there as one long run, here cut at whole places.
+    """
+    frames, rows, columns = layout.grid
+    number = _boxes((rows * columns, frames), (max(1, size // frames), size))
+    return _order(layout, number.view(rows * columns, frames).T.flatten())
+
+
+def morton(layout: Layout, size: int = 64) -> BlockOrder:
+    """Runs of at most `size` tokens along the Z curve through frames, rows and columns; runs of equal length."""
+    frames, rows, columns = layout.grid
+    t, y, x = torch.meshgrid(*(torch.arange(n) for n in (frames, rows, columns)), indexing="ij")
+    code = torch.zeros_like(t)
+    for bit in range(max(layout.grid).bit_length()):
+        for axis, place in enumerate((x, y, t)):
+            code |= ((place >> bit) & 1) << (3 * bit + axis)
+    number = torch.empty(code.numel(), dtype=torch.int64)
+    number[code.flatten().argsort()] = _parts(code.numel(), size)
+    return _order(layout, number)
+
+
 def _parts(extent: int, side: int) -> Tensor:
     """Part number of each of `extent` places, in as few parts of at most `side` as will do: int64 [extent]."""
     if side < 1:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from interspatial.kernels import kept_rows
-from interspatial.kernels.block_attend import block_attend, why_not
+from interspatial.kernels.attend_call import AttendCall, Reshape
+from interspatial.kernels.block_attend import block_attend
 from interspatial.kernels.block_plan import BlockPlan
 from interspatial.kernels.head_rows import head_rows
 from torch.nn.functional import scaled_dot_product_attention
@@ -91,7 +92,13 @@ def test_a_device_is_never_waited_for(tail, case):
 def test_refusals_name_what_came(case):
     one = case(129, dim=64)
     plan, (q, k, v) = one.plan, one.qkv
+    rho = Reshape(torch.ones(B, 129, H), torch.zeros(B, 129, H, 64))
+
+    def why_not(*args, **options) -> str | None:
+        return AttendCall(*args, scale=0.1, **options).why_not()
+
     assert why_not(q, k, v, plan, key_bias=torch.zeros(B, 129), tail="row") is None
+    assert why_not(q, k, v, plan, reshape=rho) is None
     cases = [
         (why_not(q, k, v.half(), plan), "float16"),
         (why_not(q.double(), k.double(), v.double(), plan), "float64"),
@@ -101,6 +108,9 @@ def test_refusals_name_what_came(case):
         (why_not(*(x.repeat(1, 16, 1, 1) for x in one.qkv), plan), "slots for 2064 tokens"),
         (why_not(q, k, v, plan, key_bias=torch.zeros(129)), "[129]"),
         (why_not(q, k, v, plan, tail="rows"), "'rows'"),
+        (why_not(q, k, v, plan, tail="row", reshape=rho), "give one of them"),
+        (why_not(q, k, v, plan, reshape=Reshape(rho.rho[..., None])), "[2, 129, 2, 1]"),
+        (why_not(q, k, v, plan, reshape=Reshape(rho.rho, rho.residual[:1])), "[1, 129, 2, 64]"),
         (why_not(q.clone().requires_grad_(), k, v, plan), "gradients"),
     ]
     for reason, word in cases:

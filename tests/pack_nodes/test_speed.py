@@ -22,7 +22,7 @@ def tiny(comfy):
 
 def patched(speed, model, density=0.4, **settings):
     settings = {"min_tokens": 0, "dense_layers": "", "first_dense_steps": 0, "block_side": 2, **settings}
-    return speed.SparseVideoAttention.execute(model, {"method": "block_topk", "density": density}, **settings).args[0]
+    return speed.SparseVideoAttention.execute(model, {"method": "draft", "density": density}, **settings).args[0]
 
 
 def test_patches_a_clone_and_reports(speed, tiny):
@@ -54,7 +54,7 @@ def test_defaults_leave_small_clips_alone(speed, tiny):
     from interspatial.tests.models.tinies import sample
 
     model = tiny.model()
-    sparse = speed.SparseVideoAttention.execute(model, {"method": "block_topk", "density": 0.3}).args[0]
+    sparse = speed.SparseVideoAttention.execute(model, {"method": "draft", "density": 0.3}).args[0]
     assert torch.equal(sample(sparse, tiny), sample(model, tiny))
     assert "fewer than 8192 tokens" in host.report_of(sparse)
 

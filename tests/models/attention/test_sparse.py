@@ -11,7 +11,7 @@ if not os.environ.get("COMFYUI_PATH"):
     pytest.skip("COMFYUI_PATH is not set", allow_module_level=True)
 
 from interspatial.models import host
-from interspatial.models.attention import METHODS, Blocks, SparseAttention, When, parse_layers
+from interspatial.models.attention import METHODS, ORDERS, Blocks, SparseAttention, When, parse_layers
 from interspatial.models.report import Card
 from interspatial.models.schedule import StepWindow
 from interspatial.tests.models.tinies import TINIES, sample
@@ -22,7 +22,7 @@ each_family = pytest.mark.parametrize("tiny", TINIES, ids=lambda tiny: tiny.name
 
 
 def attach(model, *, density=0.4, tail="row", blocks=SMALL, **when):
-    method = SparseAttention(METHODS["block_topk"](density), When(**when), blocks, tail)
+    method = SparseAttention(METHODS["draft"](density), When(**when), blocks, tail)
     return host.attach_attention(model, Card("sparse", "sparse"), method)
 
 
@@ -44,7 +44,7 @@ def test_density_one_is_dense_and_less_keeps_less(comfy, tiny):
     assert "kept" in host.report_of(sparse)
 
 
-@pytest.mark.parametrize("order", ["tile", "cube", "raster"])
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("tail", ["row", "block", None])
 def test_every_order_and_tail_runs_with_two_prompts_and_a_batch(comfy, order, tail):
     tiny = BY_NAME["wan_odd"]
@@ -70,7 +70,7 @@ def test_the_base_model_stays_as_it_was(comfy):
     ("when", "said"),
     [
         ({"min_tokens": 1000}, "fewer than 1000 tokens"),
-        ({"steps": StepWindow(1, None, "steps")}, "a dense step by count"),
+        ({"first": 1}, "a dense step by count"),
         ({"percent": StepWindow(0.9, 1.0)}, "outside the percent window"),
         ({"dense_layers": (0, -1)}, "a dense layer"),
     ],

@@ -1,0 +1,61 @@
+"""One attention call in the hands of a method: its blocks, the density that is wanted, and the kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
+
+from ...kernels.attend_call import Reshape, Tail
+from ...kernels.block_attend import block_attend
+from ...kernels.block_plan import BlockPlan
+from ..call import AttentionCall
+from .blocks import TILES, Blocks
+from .orders import BlockOrder
+
+
+@dataclass
+class Job:
+    """blocks: the token order that was asked for
+    tail: how dropped blocks stay in the softmax, see `kernels.block_attend`; None drops them
+    density: share of the video-to-video blocks wanted exact, above 0 and at most 1; None: the method's own rule
+    used: the plan of the last kernel run, None as long as the call was dense
+    """
+
+    call: AttentionCall
+    blocks: Blocks = TILES
+    tail: Tail | None = "row"
+    density: float | None = None
+    used: BlockPlan | None = field(default=None, init=False)
+
+    @cached_property
+    def order(self) -> BlockOrder:
+        """The blocks of this call's layout, built once a run."""
+        return self.blocks.of(self.call)
+
+    @cached_property
+    def key_bias(self) -> Tensor | None:
+        """The mask as the kernels take it, fp32 [B, N]; None without one."""
+        bias = self.call.key_bias
+        return None if bias is None else bias.expand(self.call.q.shape[0], -1)
+
+    def run(
+        self,
+        plan: BlockPlan,
+        *,
+        tail: Tail | str | None = "asked",
+        reshape: Reshape | None = None,
+        return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The kernel on this call. `tail` is the user's choice unless the method must have its own.
+
+        returns: [B, N, H, D]; with return_lse also fp32 [B, N, H]
+        """
+        self.used = plan
+        call = self.call
+        return block_attend(
+            call.q, call.k, call.v, plan,
+            scale=call.scale, key_bias=self.key_bias, tail=self.tail if tail == "asked" else tail,
+            reshape=reshape, return_lse=return_lse,
+        )  # fmt: skip

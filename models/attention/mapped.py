@@ -1,0 +1,42 @@
+"""A plan from maps of kept blocks, for methods whose query blocks do not all keep the same number.
+
+Keys that are not video are kept by all, queries that are not video see all, and every query block keeps its own block,
+so no map can leave a row without a key.
+"""
+# H heads of a chunk   K blocks   V video blocks
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...kernels.block_plan import BlockPlan, kept_lists
+from .orders import BlockOrder
+
+MAP_BYTES = 64 << 20  # of maps at a time; sorting one takes 9 bytes an entry
+
+
+def mapped_plan(
+    order: BlockOrder, heads: int, keep_of: Callable[[slice], Tensor], *, map_bytes: int = MAP_BYTES
+) -> BlockPlan:
+    """Lists of as many entries as the longest needs on the CPU; elsewhere of K, because asking waits for the device.
+
+    order: shared by all heads
+    heads: B * H, or 1 for a map that serves all
+    keep_of: heads -> bool [H, V, V]; asked for some heads at a time
+    """
+    (first, last), blocks = order.video, order.slots.shape[1]
+    device, step = order.slots.device, max(1, map_bytes // (9 * blocks * blocks))
+    cols = torch.zeros(heads, blocks, blocks, dtype=torch.int32, device=device)
+    counts = torch.zeros(heads, blocks, dtype=torch.int32, device=device)
+    own = torch.eye(last - first, dtype=torch.bool, device=device)
+    for start in range(0, heads, step):
+        chunk = slice(start, min(start + step, heads))
+        keep = torch.ones(chunk.stop - start, last - first, blocks, dtype=torch.bool, device=device)
+        keep[..., first:last] = keep_of(chunk) | own
+        cols[chunk, first:last], counts[chunk, first:last] = kept_lists(keep)
+    if device.type == "cpu":
+        cols = cols[..., : int(counts.max())]
+    return BlockPlan(order.slots, order.slots, order.live, order.live, cols, counts, order.other)

@@ -1,0 +1,105 @@
+"""A sparse method on a model: when it runs, in which blocks, how much of attention it keeps, what the report says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels.attend_call import DTYPES, Tail
+from ...kernels.block_plan import kept_share
+from ..call import AttentionCall
+from .blocks import TILES, Blocks
+from .error_target import ErrorTarget
+from .job import Job
+from .presets import Preset, preset_of
+from .registry import Method
+from .when import ALWAYS, AT_ONCE, Ramp, When
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Everything that was left to the preset, decided for one run and layout."""
+
+    preset: Preset
+    when: When
+    blocks: Blocks
+
+
+@dataclass(frozen=True)
+class SparseAttention:
+    """What `host.attach_attention` takes. Settings that may be None are the preset's then.
+
+    tail: "row", "block" or None: how dropped blocks stay in the softmax, see `kernels.block_attend`
+    target: an error that sets the density, in place of the method's density
+    """
+
+    method: Method
+    when: When = ALWAYS
+    blocks: Blocks = TILES
+    tail: Tail | None = "row"
+    ramp: Ramp = AT_ONCE
+    target: ErrorTarget | None = None
+
+    def __post_init__(self) -> None:
+        if self.target and not self.method.steerable:
+            raise ValueError(
+                f"Sparse Video Attention: An error target cannot steer {self.method.label}, whose blocks stay what "
+                "they are for many calls. Set error_target to 0, or take another method."
+            )
+
+    def why_not(self, call: AttentionCall) -> str | None:
+        if reason := self.settled(call).when.why_not(call) or call.mask_reason():
+            return reason
+        if call.k.shape[2] != call.q.shape[2]:
+            return "grouped queries: fewer key heads than query heads"
+        if call.q.dtype not in DTYPES:
+            return f"attention runs in {call.q.dtype}"
+        return self.method.why_not(call) or _not_finite(call)
+
+    def settled(self, call: AttentionCall) -> Settled:
+        """Made at the first call of a run and layout."""
+
+        def settle() -> Settled:
+            preset = preset_of(call)
+            when = self.when.resolved(preset, call.run.schedule.steps)
+            return Settled(preset, when, self.blocks.resolved(preset.order))
+
+        return call.run.state((self, "settled"), None, -1, call.layout.key, None, settle)
+
+    def job(self, call: AttentionCall, density: float | None) -> Job:
+        """The call as a method takes it, at a density."""
+        return Job(call, self.settled(call).blocks, self.tail, density)
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        """returns: [B, N, H, D]"""
+        density = self._density(call)
+        job = self.job(call, density)
+        out = self.method.attend(job)
+        self._note_share(job)
+        return out
+
+    def _density(self, call: AttentionCall) -> float | None:
+        if self.target:
+            return self.target.density(call, self)
+        settled = self.settled(call)
+        value = self.method.density or (None if self.method.own_rule else settled.preset.density)
+        return value and self.ramp.density(value, settled.when, call.forward.position)
+
+    def _note_share(self, job: Job) -> None:
+        """The kept share goes into the report. It is read once a layer and density: reading it waits for the device."""
+        call = job.call
+        if job.used is None:
+            call.note(kept=1.0)
+            return
+        seen = call.run.state((self, "share", job.density), None, call.layer, call.layout.key, None, list)
+        if not seen:
+            seen.append(float(kept_share(job.used)))
+        call.note(kept=seen[0])
+
+
+def _not_finite(call: AttentionCall) -> str | None:
+    """One number is read from the device for it: a block that holds NaN would otherwise choose blocks at random."""
+    total = sum(x.sum(dtype=torch.float32) for x in (call.q, call.k, call.v))
+    return None if bool(total.isfinite()) else "queries, keys or values are not finite"
