@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import EllipsisType
 from typing import Any, TypeVar
@@ -118,9 +118,27 @@ class AttentionCall:
         """What this method keeps for this branch, layer, layout and window until the run ends."""
         return self.run.state(self.owner, branch.id, self.layer, self.layout.key, self.forward.window, factory)
 
+    def only(self, branch: Branch) -> AttentionCall:
+        """The rows of one branch as a call of their own."""
+        rows = branch.rows
+        q, k, v = self.q[rows], self.k[rows], self.v[rows]
+        mask = self.mask[rows] if self.mask is not None and self.mask.ndim > 2 and len(self.mask) > 1 else self.mask
+        alone = replace(self.forward, branches=(replace(branch, rows=slice(0, len(q))),))
+
+        def dense(q_, k_, v_, mask_, layout) -> Tensor:
+            if q_ is None:
+                return self._dense(q, k, v, mask, self.layout)
+            return self._dense(q_, k_, v_, mask_, layout)
+
+        return replace(self, q=q, k=k, v=v, mask=mask, forward=alone, _dense=dense)
+
     def note(self, **shares: float) -> None:
         """Average shares of this call over the run for the report: `call.note(kept=0.11)`."""
         self.run.report.note(self.tally, **shares)
+
+    def detail(self, name: str, share: float) -> None:
+        """A share that the report gives layer by layer and step by step."""
+        self.run.report.detail(self.tally, name, share, self.layer, self.run.step)
 
 
 def _four_dims(mask: Any) -> Tensor:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 log = logging.getLogger("interspatial")
 
+Shares = dict[int, tuple[float, int]]   # layer or step -> sum, count
+
 SHOWN_REASONS = 3   # reasons named in the summary line, the most frequent first
 
 
@@ -43,11 +45,21 @@ class Tally:
     layers_run: set = field(default_factory=set)
     steps_seen: set = field(default_factory=set)
     steps_run: set = field(default_factory=set)
+    details: dict[str, tuple[Shares, Shares]] = field(default_factory=dict)
 
     def mean(self, name: str) -> float | None:
         """Mean of the numbers noted under `name`, None when there are none."""
         total, count = self.numbers.get(name, (0.0, 0))
         return total / count if count else None
+
+    def lines(self) -> list[str]:
+        """The line, and for each detail how it went over the layers and over the steps."""
+        found = [self.line()]
+        for name, places in self.details.items():
+            for place, shares in zip(("layer", "step"), places, strict=True):
+                means = (f"{at}: {100 * total / count:.0f}" for at, (total, count) in sorted(shares.items()))
+                found.append(f"  {name} in % by {place}: {', '.join(means)}")
+        return found
 
     def line(self) -> str:
         """One line: `sparse 46/50 layers, 18/20 steps, kept 11 %, unpatched: first step (50), ...`"""
@@ -109,7 +121,14 @@ class Report:
                 total, count = tally.numbers.get(name, (0.0, 0))
                 tally.numbers[name] = (total + value, count + 1)
 
+    def detail(self, tally: Tally, name: str, share: float, layer: int, step: int) -> None:
+        """Average a share over each layer and over each step."""
+        with self._lock:
+            for shares, at in zip(tally.details.setdefault(name, ({}, {})), (layer, step), strict=True):
+                total, count = shares.get(at, (0.0, 0))
+                shares[at] = (total + share, count + 1)
+
     def text(self) -> str:
-        """One line per patch, and how the run ended when it did not end well."""
-        lines = [tally.line() for tally in self.tallies.values()]
+        """One line per patch with its details below, and how the run ended when it did not end well."""
+        lines = [line for tally in self.tallies.values() for line in tally.lines()]
         return "\n".join(lines + ([f"the run ended early: {self.ended}"] if self.ended else []))

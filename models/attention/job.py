@@ -20,6 +20,8 @@ class Job:
     """blocks: the token order that was asked for
     tail: how dropped blocks stay in the softmax, see `kernels.block_attend`; None drops them
     density: share of the video-to-video blocks wanted exact, above 0 and at most 1; None: the method's own rule
+    memo: what a method has found out about this call; shared by all jobs of one call, so that plans for several
+        densities search once
     used: the plan of the last kernel run, None as long as the call was dense
     """
 
@@ -27,6 +29,7 @@ class Job:
     blocks: Blocks = TILES
     tail: Tail | None = "row"
     density: float | None = None
+    memo: dict = field(default_factory=dict)
     used: BlockPlan | None = field(default=None, init=False)
 
     @cached_property

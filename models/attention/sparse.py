@@ -68,21 +68,24 @@ class SparseAttention:
 
         return call.run.state((self, "settled"), None, -1, call.layout.key, None, settle)
 
-    def job(self, call: AttentionCall, density: float | None) -> Job:
+    def job(self, call: AttentionCall, density: float | None, memo: dict | None = None) -> Job:
         """The call as a method takes it, at a density."""
-        return Job(call, self.settled(call).blocks, self.tail, density)
+        return Job(call, self.settled(call).blocks, self.tail, density, {} if memo is None else memo)
 
     def attend(self, call: AttentionCall) -> Tensor:
         """returns: [B, N, H, D]"""
-        density = self._density(call)
-        job = self.job(call, density)
+        if self.target and len(call.branches) > 1:  # each prompt has a density of its own, batched or not
+            return torch.cat([self._attend(call.only(branch)) for branch in call.branches])
+        return self._attend(call)
+
+    def _attend(self, call: AttentionCall) -> Tensor:
+        memo: dict = {}
+        job = self.job(call, self.target.density(call, self, memo) if self.target else self._density(call), memo)
         out = self.method.attend(job)
         self._note_share(job)
         return out
 
     def _density(self, call: AttentionCall) -> float | None:
-        if self.target:
-            return self.target.density(call, self)
         settled = self.settled(call)
         value = self.method.density or (None if self.method.own_rule else settled.preset.density)
         return value and self.ramp.density(value, settled.when, call.forward.position)
@@ -93,7 +96,8 @@ class SparseAttention:
         if job.used is None:
             call.note(kept=1.0)
             return
-        seen = call.run.state((self, "share", job.density), None, call.layer, call.layout.key, None, list)
+        name = (self, "share", job.density and round(job.density, 2))
+        seen = call.run.state(name, None, call.layer, call.layout.key, None, list)
         if not seen:
             seen.append(float(kept_share(job.used)))
         call.note(kept=seen[0])

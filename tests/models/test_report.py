@@ -66,3 +66,12 @@ def test_tally_is_per_patch_and_text_has_a_line_for_each():
     report.ended = "InterruptProcessingException"
     assert report.text().splitlines() == [
         "sparse 1/1 layers, 1/1 steps", "cache 1/1 steps", "the run ended early: InterruptProcessingException"]
+
+
+def test_details_give_means_by_layer_and_by_step():
+    report = Report()
+    tally = report.tally("a", Card("sparse", "sparse"))
+    report.ran(tally, 0, 0)
+    for layer, step, share in ((0, 0, 0.2), (0, 1, 0.4), (1, 0, 0.6)):
+        report.detail(tally, "density", share, layer, step)
+    assert report.text().splitlines()[1:] == ["  density in % by layer: 0: 30, 1: 60", "  density in % by step: 0: 40, 1: 40"]
