@@ -47,6 +47,11 @@ class Tally:
     steps_run: set = field(default_factory=set)
     details: dict[str, tuple[Shares, Shares]] = field(default_factory=dict)
 
+    @property
+    def offered(self) -> int:
+        """Calls that this patch has seen."""
+        return self.run + self.aside
+
     def mean(self, name: str) -> float | None:
         """Mean of the numbers noted under `name`, None when there are none."""
         total, count = self.numbers.get(name, (0.0, 0))

@@ -84,7 +84,13 @@ class AttentionChain:
             run.report.aside(tally, reason, layer, step)
             return self._offer(index + 1, request, forward, run)
         run.report.ran(tally, layer, step)
-        return request.packing.pack_output(patch.method.attend(call))
+        below = [run.report.tally(lower, lower.card) for lower in self.methods[index + 1 :]]
+        before = [lower.offered for lower in below]
+        out = patch.method.attend(call)
+        for lower, count in zip(below, before, strict=True):
+            if lower.offered == count:   # the method above never asked for dense attention
+                run.report.aside(lower, f"{patch.card.name} above it took the call", layer, step)
+        return request.packing.pack_output(out)
 
     def _call(self, index, request, forward, run, layout, layer, tally) -> AttentionCall:
         packing, head_dim = request.packing, request.q.shape[-1]
