@@ -1,10 +1,15 @@
-"""Arithmetic: one operation per file, the reference above the backends, one signature. Imports torch only.
+"""Arithmetic: one operation per file of its name, the reference above the backends, one signature.
 
-| operation      | file              | what it computes                                          | backends            |
-| -------------- | ----------------- | --------------------------------------------------------- | ------------------- |
-| `block_attend` | `block_attend.py` | attention over kept key blocks, the rest as a pooled tail | gather (any device) |
-| `pool_blocks`  | `pool_blocks.py`  | weighted block means and the log of their weights         | torch (any device)  |
+| operation      | what it computes                                          | backends, best first              |
+| -------------- | --------------------------------------------------------- | --------------------------------- |
+| `block_attend` | attention over kept key blocks, the rest as a pooled tail | triton (CUDA, ROCm), gather (any) |
+| `block_mass`   | softmax mass of every pair of blocks                      | triton (CUDA, ROCm), gather (any) |
+| `pool_blocks`  | weighted block means and the log of their weights         | torch (any device)                |
+| `sol_attend`   | attention by the rule of Sol-Attn, which picks its blocks | comfy_kitchen 0.2.40 (CUDA, ROCm) |
 
-What they stand on: `block_plan.py` (which blocks see which), `head_rows.py` (heads as rows of one table),
-`dense_rows.py` and `kept_rows.py` (the two halves of the gather backend).
+A backend is a module, `triton_attend.py` or `gather_mass.py`, with the operation as one function and a `why_not`.
+`attend_call.py` and `mass_call.py` hold the arguments and what no backend takes, `dispatch.py` chooses; `reasons` of a
+`BACKENDS` says why not, backend by backend. The tables that all of them read are in `block_plan.py`.
+
+Imports torch only. Triton is imported where its kernels are first asked for, comfy_kitchen where `sol_attend` is.
 """

@@ -8,34 +8,17 @@ One operation for every block-sparse method: a method only writes a BlockPlan. T
 
 from __future__ import annotations
 
-import logging
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from . import gather_attend
+from . import gather_attend, triton_attend
 from .attend_call import AttendCall, Reshape, Tail
 from .block_plan import BlockPlan, kept_mask
+from .dispatch import Backend, Dispatch
 
-log = logging.getLogger("interspatial")
-
-
-class Backend(Protocol):
-    """A module that computes `block_attend`."""
-
-    NAME: str
-
-    @staticmethod
-    def why_not(call: AttendCall) -> str | None:
-        """Why it cannot take a call that `AttendCall.why_not` lets through. Reads shapes only, never the device."""
-
-    @staticmethod
-    def attend(call: AttendCall) -> tuple[Tensor, Tensor | None]:
-        """Output [B, N, H, D] and, if asked for, lse fp32 [B, N, H]."""
-
-
-BACKENDS: tuple[Backend, ...] = (gather_attend,)  # in order of preference; the last takes every call
+BACKENDS = Dispatch(
+    "Block attention", tuple(Backend(way.NAME, way.why_not, way.attend) for way in (triton_attend, gather_attend))
+)
 
 
 def block_attend_reference(
@@ -87,10 +70,6 @@ def _membership(slots: Tensor, tokens: int) -> Tensor:
     return (slots[..., None] == torch.arange(tokens, device=slots.device)).any(1).float()
 
 
-# What each backend failed with at launch, by (name, device, dtype, D). It outlives a run: the same card fails again.
-_failures: dict[tuple[str, torch.device, torch.dtype, int], str] = {}
-
-
 def block_attend(
     q: Tensor,
     k: Tensor,
@@ -123,48 +102,10 @@ def block_attend(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     call = AttendCall(q, k, v, plan, scale, key_bias, tail, reshape, return_lse, max_bytes)
-    if reason := call.why_not():
-        raise ValueError(f"Block attention cannot take this call: {reason}.")
-    out, lse = _first_able(call) if backend is None else _named(backend, call).attend(call)
+    out, lse = BACKENDS.run(call, backend)
     return (out, lse) if return_lse else out
 
 
 def backends(call: AttendCall) -> dict[str, str | None]:
     """Why not, for every backend in order of preference; None where it takes the call."""
-    return {backend.NAME: call.why_not() or _objection(backend, call) for backend in BACKENDS}
-
-
-def _objection(backend: Backend, call: AttendCall) -> str | None:
-    return backend.why_not(call) or _failures.get(_failure_key(backend, call))
-
-
-def _failure_key(backend: Backend, call: AttendCall) -> tuple[str, torch.device, torch.dtype, int]:
-    return backend.NAME, call.q.device, call.q.dtype, call.q.shape[-1]
-
-
-def _named(name: str, call: AttendCall) -> Backend:
-    found = [backend for backend in BACKENDS if name == backend.NAME]
-    if not found:
-        names = ", ".join(backend.NAME for backend in BACKENDS)
-        raise ValueError(f"Block attention has no backend {name!r}; there are {names}.")
-    if reason := _objection(found[0], call):
-        raise ValueError(f"The {name} backend of block attention cannot take this call: {reason}.")
-    return found[0]
-
-
-def _first_able(call: AttendCall) -> tuple[Tensor, Tensor | None]:
-    """The result of the first backend without an objection; one that breaks at launch is left out from then on."""
-    *preferred, last = BACKENDS
-    for backend in preferred:
-        if _objection(backend, call):
-            continue
-        try:
-            return backend.attend(call)
-        except torch.OutOfMemoryError:  # the host frees memory and tries again
-            raise
-        except Exception as error:  # a compiler on a card that nobody has tried may raise anything
-            said = next(iter(str(error).splitlines()), "")
-            reason = f"it failed before on {call.q.device} with {call.q.dtype}: {type(error).__name__}: {said}"
-            _failures[_failure_key(backend, call)] = reason
-            log.warning("Block attention goes on without its %s backend: %s", backend.NAME, reason)
-    return last.attend(call)
+    return BACKENDS.reasons(call)

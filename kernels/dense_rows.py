@@ -62,7 +62,7 @@ class DenseRows:
 
     def _lse(self, q: Tensor) -> Tensor:
         lse = torch.empty(q.shape[:3], device=q.device)
-        step = max(1, self.max_bytes // (4 * self.k.shape[1]))
+        step = max(1, self.max_bytes // (12 * self.k.shape[1]))  # scores, with a bias, and what logsumexp makes of them
         for b, h in product(range(q.shape[0]), range(q.shape[1])):
             key = self.k[b, :, h].float().T * self.scale
             for start in range(0, q.shape[2], step):

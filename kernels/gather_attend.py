@@ -1,9 +1,10 @@
-"""Block attention on any device: gathered keys in scaled_dot_product_attention, a bounded batch of rows at a time.
+"""Block attention on any device: gathered keys in a softmax, a bounded batch of rows at a time.
 
 Extra memory, in bytes, beside the inputs and the results, where I is the size of a number of q:
-max_bytes, or what one query block needs where that is more; (2 I + 8) B K H D for the means of a tail;
-4 X K S for the key slots' bias, X = 1, B or B H; 40 B H Q of row numbers; I B N H D for each of q, k and v that is not
-a table of rows as stored (see `head_rows`).
+max_bytes, or what one query block needs where that is more, on the CPU with 8 N D for the keys and values of one head
+in block order (see `ordered_rows.suits_order`); (2 I + 8) B K H D for the means of a tail;
+8 X K S for the key slots' bias, X = 1, B or B H; 40 B H Q of row numbers and on the CPU 16 Q C to sort them, C the
+longest list; I B N H D for each of q, k and v that is not a table of rows as stored (see `head_rows`).
 """
 # B batch   N tokens   H heads   D head dim   Q query blocks   K key blocks   S slots per block
 
@@ -18,13 +19,14 @@ from .attend_call import AttendCall, Reshape
 from .dense_rows import DenseRows
 from .head_rows import head_rows
 from .kept_rows import KeptRows, PooledTail
+from .ordered_rows import OrderedRows, suits_order
 from .pool_blocks import slot_bias
 
 NAME = "gather"
 
-# Half of it holds gathered keys and values: on one CPU core 1 to 28 MB of them ran alike, 110 MB took 1.5 times as
-# long. Devices want long launches.
-CPU_BYTES, DEVICE_BYTES = 16 << 20, 256 << 20
+# CPU: 32k tokens of one head in block order are 34 MB at D 128; what is left decides how many threads get a query block
+# each, 3 MB at density 0.125 of 16k tokens. Devices want long launches.
+CPU_BYTES, DEVICE_BYTES = 64 << 20, 256 << 20
 
 
 def why_not(call: AttendCall) -> str | None:
@@ -53,7 +55,8 @@ def _attend(call: AttendCall, max_bytes: int) -> tuple[Tensor, Tensor | None]:
     pooled = PooledTail.of(q, k, v, plan, call.key_bias, call.tail, call.scale) if call.tail else None
     bias = slot_bias(plan.k_slots, call.key_bias, q.shape[2])
     rows = head_rows(q), head_rows(k), head_rows(v)
-    kept = KeptRows(*rows, plan, bias, pooled, call.scale, call.return_lse, max_bytes)
+    kind = OrderedRows if suits_order(q) else KeptRows
+    kept = kind(*rows, plan, bias, pooled, call.scale, call.return_lse, max_bytes)
     result = _Result(q, call.return_lse)
     for tile in chain(dense.tiles(q, plan), kept.tiles()):
         result.put(*tile)

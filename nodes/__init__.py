@@ -7,9 +7,9 @@ def node_classes() -> list[type]:
     """Every node class of the pack, module by module, in the order of definition."""
     from comfy_api.latest import io
 
-    from . import measure, sources, speed
+    from . import attention_error, calibrate, measure, sources, speed
 
-    modules = (sources, speed, measure)
+    modules = (sources, speed, calibrate, measure, attention_error)
     return [
         value
         for module in modules

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.block_plan import BlockPlan
-from ...kernels.pool_blocks import pool_blocks
+from .mapped import mapped_plan
 from .orders import BlockOrder
+from .pooled import Pooled
 
 MAP_BYTES = 64 << 20  # of score maps at a time; 1260 blocks (Wan at 720p in 8 x 8 tiles) are 6.4 MB a head
 
@@ -36,28 +37,30 @@ def top_blocks(
     key_bias: fp32 [B, N], as the attention gets it
     raises: ValueError when the density is out of range
     """
-    if not 0 < density <= 1:
-        raise ValueError(f"Block selection needs a density above 0 and at most 1, not {density}.")
-    heads, (first, last), blocks = q.shape[0] * q.shape[2], order.video, order.slots.shape[1]
+    return top_of_rows(Pooled.of(q, k, order, scale=scale, key_bias=key_bias), order, density, map_bytes=map_bytes)
+
+
+def top_of_rows(
+    pooled: Pooled, order: BlockOrder, density: float, *, forced: Tensor | None = None, map_bytes: int = MAP_BYTES
+) -> BlockPlan:
+    """`top_blocks` of what was pooled before.
+
+    forced: bool [V, V], pairs that come first in a query block's budget, after its own block
+    """
+    heads, (first, last), blocks = len(pooled.query), order.video, order.slots.shape[1]
     video = last - first
-    each, spare = divmod(max(video, round(density * video * video)), video)
+    each, spare = divmod(budget(density, video), video)
     if each == video:
         return keep_all(order)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    query = pool_blocks(q, order.slots)[0].transpose(1, 2).flatten(0, 1)[:, first:last]
-    key, log_mass = (x.transpose(1, 2).flatten(0, 1) for x in pool_blocks(k, order.slots, key_bias))
-    log_weight = log_mass - order.live.log()  # of the mean token: 0 without a bias, -inf where the bias leaves nothing
-    sinks = torch.cat([torch.arange(*run, device=q.device) for run in ((0, first), (last, blocks))])
+    device = order.slots.device
+    sinks = torch.cat([torch.arange(*run, device=device) for run in ((0, first), (last, blocks))])
     width = len(sinks) + each + bool(spare)
-    cols = torch.zeros(heads, blocks, width, dtype=torch.int32, device=q.device)
-    counts = torch.full((heads, blocks), width, dtype=torch.int32, device=q.device) if spare else None
+    cols = torch.zeros(heads, blocks, width, dtype=torch.int32, device=device)
+    counts = torch.full((heads, blocks), width, dtype=torch.int32, device=device) if spare else None
     step = max(1, map_bytes // (8 * video * blocks))
     for start in range(0, heads, step):
         chunk = slice(start, start + step)
-        logits = torch.baddbmm(log_weight[chunk, None], query[chunk], key[chunk].transpose(1, 2), alpha=scale)
-        score = logits.softmax(-1)[..., first:last]
-        score.diagonal(dim1=-2, dim2=-1).fill_(2)  # no share of mass is larger: the own block comes first
-        kept, short = _best(score, each, spare)
+        kept, short = _best(_ranked(pooled.mass(chunk), forced), each, spare)
         kept = (kept + first).masked_fill_(kept == video, blocks)
         cols[chunk, first:last] = torch.cat((sinks.expand(*kept.shape[:2], -1), kept), -1).sort(-1).values.int()
         if counts is not None:
@@ -65,11 +68,61 @@ def top_blocks(
     return BlockPlan(order.slots, order.slots, order.live, order.live, cols, counts, order.other)
 
 
+def top_of_heads(
+    pooled: Pooled, order: BlockOrder, density: float, *, forced: Tensor | None = None, map_bytes: int = MAP_BYTES
+) -> BlockPlan:
+    """The same number of pairs per head, ranked over all query blocks of the head, so that these differ in number."""
+    video = order.video[1] - order.video[0]
+    count = budget(density, video)
+    if count == video * video:
+        return keep_all(order)
+
+    def keep_of(chunk: slice) -> Tensor:
+        return best_pairs(_ranked(pooled.mass(chunk), forced), count)
+
+    return mapped_plan(order, len(pooled.query), keep_of, map_bytes=map_bytes // 3)  # ranking takes twice as much again
+
+
+def budget(density: float, video: int) -> int:
+    """Pairs of blocks to keep of `video` x `video`, one per query block at least.
+
+    raises: ValueError when the density is out of range
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"Block selection needs a density above 0 and at most 1, not {density}.")
+    return max(video, round(density * video * video))
+
+
+def best_pairs(score: Tensor, count: int) -> Tensor:
+    """The `count` best pairs of every head, no more and no less: of equal ones at the edge, the first by position.
+
+    score: fp32 [G, V, V], without NaN
+    returns: bool [G, V, V]
+    """
+    flat = score.flatten(1)
+    edge = flat.kthvalue(flat.shape[1] - count + 1, dim=1, keepdim=True).values
+    keep, level = flat > edge, flat == edge
+    room = count - keep.sum(1, keepdim=True)
+    keep |= level & (level.cumsum(1, dtype=torch.int32) <= room)
+    return keep.view_as(score)
+
+
 def keep_all(order: BlockOrder) -> BlockPlan:
     """The plan of dense attention."""
     blocks = order.slots.shape[1]
     cols = order.live.new_zeros(1, blocks, 0)
     return BlockPlan(order.slots, order.slots, order.live, order.live, cols, full=((0, blocks),))
+
+
+def _ranked(mass: Tensor, forced: Tensor | None) -> Tensor:
+    """Shares of mass with what is forced before all others: no share is above 1, and the own block comes first.
+
+    mass: fp32 [G, V, V], changed in place
+    """
+    if forced is not None:
+        mass += forced
+    mass.diagonal(dim1=-2, dim2=-1).fill_(3)
+    return mass
 
 
 def _best(score: Tensor, each: int, spare: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,6 +97,140 @@ class Case:
                 lse[b, rows, h] = score.sum(1).log()
                 out[b, rows, h] = (score / score.sum(1, keepdim=True)).nan_to_num(0) @ value
         return out, lse
+
+    def masses(
+        self, lse: torch.Tensor, bias: torch.Tensor | None = None, rows: int | None = None, scale: float | None = None
+    ) -> torch.Tensor:
+        """Block masses in float64, [B * H, K, K], one pair of blocks after the other, from lists of tokens."""
+        weight = torch.ones(B, self.tokens).double() if bias is None else bias.double().exp()
+        found = torch.zeros(B * H, len(self.blocks), len(self.blocks)).double()
+        for g in range(B * H):
+            b, h = divmod(g, H)
+            q, k = (x[b, :, h].double() for x in self.qkv[:2])
+            for i, block in enumerate(self.blocks):
+                n = min(rows or len(block), len(block))
+                read = [block[(2 * r + 1) * len(block) // (2 * n)] for r in range(n)]
+                score = (self.dim**-0.5 if scale is None else scale) * q[read] @ k.T
+                share = (score - lse[b, read, h].double()[:, None]).exp().nan_to_num(0, 0, 0) * weight[b]
+                for j, keys in enumerate(self.blocks):
+                    found[g, i, j] = share[:, keys].sum() * len(block) / n
+        return found
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> None:
+    """Triton 3.6's interpreter, mended. Only for a process of its own, with TRITON_INTERPRET=1."""
+    import numpy
+    from triton.runtime import interpreter as module
+
+    tensor, prepare, dot = module._patch_lang_tensor, module._patch_lang, module.InterpreterBuilder.create_dot
+    prepared = {}
+
+    def mend_index(kind, scope) -> None:
+        """It converts arrays of one number to int, which numpy 2.4 refuses."""
+        tensor(kind, scope)
+        scope.set_attr(kind, "__index__", lambda self: int(self.handle.data.item()))
+
+    def prepare_once(fn) -> SimpleNamespace:
+        """It replaces all of triton.language at every call of a function: half of the time of these tests."""
+        if id(fn.__globals__) not in prepared:
+            prepared[id(fn.__globals__)] = prepare(fn)
+        return SimpleNamespace(restore=lambda: None)
+
+    def widen(x):
+        if x.dtype != module.tl.bfloat16:
+            return x
+        return module.TensorHandle((x.data.astype(numpy.uint32) << 16).view(numpy.float32), module.tl.float32)
+
+    def mend_dot(self, a, b, *rest):
+        """It multiplies the bits of bfloat16 as if they were integers."""
+        return dot(self, widen(a), widen(b), *rest)
+
+    module._patch_lang_tensor, module._patch_lang = mend_index, prepare_once
+    module.InterpreterBuilder.create_dot = mend_dot
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the Triton backend would have launched."""
+
+    kernel: object  # triton.runtime.jit.JITFunction
+    grid: tuple[int, ...]
+    arguments: dict
+
+    def compile_time(self, target) -> tuple:
+        """What Triton compiles it for: kinds of arguments, constants, options; launches that agree share a binary."""
+        from triton.compiler import make_backend
+        from triton.runtime.jit import create_function_from_signature
+
+        bind = create_function_from_signature(self.kernel.signature, self.kernel.params, make_backend(target))
+        return bind(**self.arguments, debug=False, instrumentation_mode="")
+
+    def compiled(self, target):
+        """The binary for a target (`triton.backends.compiler.GPUTarget`); no device needed."""
+        import triton
+        from triton.compiler import ASTSource, make_backend
+
+        options = {"debug": False, "instrumentation_mode": ""}
+        given = self.arguments | options
+        packed = self.kernel._pack_args(make_backend(target), given, *self.compile_time(target))
+        options, signature, constants, attributes = packed
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        return triton.compile(source, target=target, options=options.__dict__)
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
+    """What the Triton backend launches for a call on some device; nothing runs."""
+    pytest.importorskip("triton")
+    from interspatial.kernels import triton_attend, triton_attend_kernel
+
+    if triton_attend_kernel.INTERPRETED:
+        pytest.skip("TRITON_INTERPRET is set, so there are no kernels to compile")
+    seen: list[Launch] = []
+
+    class Recorder:
+        def __init__(self, kernel: object) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda **arguments: seen.append(Launch(self.kernel, grid, arguments))
+
+    names = ("attend_kernel", "tail_kernel", "words_kernel")
+    recorders = {name: Recorder(getattr(triton_attend_kernel, name)) for name in names}
+    kernels = SimpleNamespace(INTERPRETED=False, **recorders)
+    monkeypatch.setattr(triton_attend, "_kernels", lambda: (kernels, ""))
+    first = SimpleNamespace(choose=lambda key, offered, launch: offered[0])
+    monkeypatch.setattr(triton_attend, "TUNER", first)
+
+    def record(call: object, device: object) -> list[Launch]:
+        monkeypatch.setattr(triton_attend, "device_of", lambda _: device)
+        seen.clear()
+        triton_attend.attend(call)
+        return list(seen)
+
+    return record
+
+
+@pytest.fixture
+def mass_launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Launch]:
+    """What the Triton backend of block mass launches for a call on a device; nothing runs."""
+    pytest.importorskip("triton")
+    from interspatial.kernels import triton_mass, triton_mass_kernel
+
+    seen: list[Launch] = []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda **arguments: seen.append(Launch(triton_mass_kernel.mass_kernel, grid, arguments))
+
+    monkeypatch.setattr(triton_mass, "_kernels", lambda: SimpleNamespace(mass_kernel=Recorder()))
+
+    def record(call: object) -> Launch:
+        triton_mass.mass(call)
+        return seen.pop()
+
+    return record
 
 
 @pytest.fixture

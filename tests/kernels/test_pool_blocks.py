@@ -71,7 +71,7 @@ def test_both_ways_agree_and_chunks_change_nothing(monkeypatch):
     weight, _ = module._weights(slots, bias_of(65, slots), B, H)
     bag, gather = (way(head_rows(x), slots, weight) for way in (module._bag, module._gather))
     torch.testing.assert_close(bag, gather, atol=1e-6, rtol=1e-6)
-    monkeypatch.setattr(module, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(module, "CPU_BYTES", 1)
     torch.testing.assert_close(module._gather(head_rows(x), slots, weight), gather, atol=1e-6, rtol=1e-6)
 
 

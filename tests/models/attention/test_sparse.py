@@ -44,6 +44,28 @@ def test_density_one_is_dense_and_less_keeps_less(comfy, tiny):
     assert "kept" in host.report_of(sparse)
 
 
+STEPS = {"rettention": 9}  # it refuses runs of 8 steps or fewer
+SINGLE = ("minimax_h3", "hunyuan_video_masked")  # core itself takes no batch there
+ASIDE = {
+    "sparse_vdit": "no sparse pattern is connected",  # test_sparse_vdit.py has it run on families
+    "attention_tile": "a single frame, which attention tiles keep whole",
+}
+
+
+@each_family
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_on_every_family(comfy, name, tiny):
+    model = tiny.model()
+    method = SparseAttention(METHODS[name](density=0.4), When(), SMALL)
+    patched = host.attach_attention(model, Card("sparse", "sparse"), method)
+    out = sample(patched, tiny, steps=STEPS.get(name, 2), batch=1 if tiny.name.startswith(SINGLE) else 2)
+    assert out.isfinite().all()
+    line = host.report_of(patched)
+    if name in ASIDE and ASIDE[name] in line:
+        return
+    assert f"{len(tiny.layers)}/{len(tiny.layers)} layers" in line and "kept" in line, line
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("tail", ["row", "block", None])
 def test_every_order_and_tail_runs_with_two_prompts_and_a_batch(comfy, order, tail):

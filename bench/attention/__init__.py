@@ -1,0 +1,1 @@
+"""Block attention measured: its speed and its error against dense attention."""
