@@ -65,8 +65,18 @@ def kept_share(plan: BlockPlan) -> Tensor:
     returns: fp32 scalar on the plan's device, so that only who wants the number waits for it
     """
     q_live, k_live = plan.q_live.float(), plan.k_live.float()
-    seen = torch.einsum("gq,gqk,gk->g", q_live, kept_mask(plan).float(), k_live)
-    return (seen / (q_live.sum(-1) * k_live.sum(-1))).mean()
+    heads = max(len(table) for table in (plan.cols, q_live, k_live))
+    seen = torch.empty(heads, plan.cols.shape[1], device=k_live.device)
+    past = torch.arange(plan.cols.shape[2], device=k_live.device)
+    for head in range(heads):  # one at a time: the lists of all heads as int64 would take a GB at 720p
+        lists, keys = (head * len(table) // heads for table in (plan.cols, k_live))
+        tokens = k_live[keys][plan.cols[lists].clamp(0, k_live.shape[1] - 1).long()]
+        if plan.counts is not None:
+            tokens = tokens.masked_fill_(past >= plan.counts[lists, :, None], 0)
+        seen[head] = tokens.sum(-1)
+        for start, stop in plan.full:
+            seen[head, start:stop] = k_live[keys].sum()
+    return ((seen * q_live).sum(-1) / (q_live.sum(-1) * k_live.sum(-1))).mean()
 
 
 def check_plan(plan: BlockPlan, tokens_q: int, tokens_k: int) -> None:

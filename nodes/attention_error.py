@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..models import host
 from ..models.attention import METHODS, ORDERS, Blocks
-from ..models.host.sampling import sample
+from ..models.host.sampling import SAMPLERS, SCHEDULERS, sample
 from ..models.measure import error_sheet, error_table, looks_picture
 from ..models.measure.attention_error import AttentionMeter, Findings, Place
 from ..models.measure.candidates import candidates, middle_density, parse_densities, parse_methods
@@ -14,8 +14,6 @@ from ..models.report import Card
 from .speed import TAILS
 
 # Not all that ComfyUI has: its list changes from version to version, and attention looks alike under any of them.
-SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "res_multistep", "uni_pc", "lcm")
-SCHEDULERS = ("simple", "normal", "beta", "sgm_uniform", "karras", "linear_quadratic", "kl_optimal")
 
 
 class MeasureAttentionError(io.ComfyNode):

@@ -32,20 +32,18 @@ class AttentionTile(Method):
         the steps are about 2 / T; 0: by reference_frames, or by preset
     reference_frames: their number; 0: by density
     placement: one of PLACEMENTS, see `references`
-    frames: their number for each layer, from a calibration, which goes before reference_frames; empty: none
     """
 
     density: float = 0.0
     reference_frames: int = 0
     placement: str = "stride"
-    frames: tuple[int, ...] = ()
 
     label: ClassVar[str] = "Attention Tile"
     summary: ClassVar[str] = "keeps each frame itself and a few reference frames that all others share"
 
     @property
     def own_rule(self) -> str:
-        return "frames" if self.frames else "reference_frames" if self.reference_frames else ""
+        return "reference_frames" if self.reference_frames else ""
 
     @staticmethod
     def inputs(io) -> list:
@@ -75,7 +73,7 @@ class AttentionTile(Method):
 
         box = keep("box", lambda: extents(order, call.layout))
         if job.density is None:
-            count = self.frames[call.layer % len(self.frames)] if self.frames else self.reference_frames
+            count = self.reference_frames
         else:
             count = most_references(keep("shares", lambda: self._shares(box, frames)), job.density)
         chosen = references(frames, count, self.placement)

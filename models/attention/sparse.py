@@ -91,12 +91,15 @@ class SparseAttention:
         return value and self.ramp.density(value, settled.when, call.forward.position)
 
     def _note_share(self, job: Job) -> None:
-        """The kept share goes into the report. It is read once a layer and density: reading it waits for the device."""
+        """The kept share goes into the report. Reading it waits for the device, so once a layer and density is enough
+        where the density is met in every call.
+        """
         call = job.call
         if job.used is None:
             call.note(kept=1.0)
             return
-        name = (self, "share", job.density and round(job.density, 2))
+        changes = None if self.method.steerable else call.forward.position.step
+        name = (self, "share", job.density and round(job.density, 2), changes)
         seen = call.run.state(name, None, call.layer, call.layout.key, None, list)
         if not seen:
             seen.append(float(kept_share(job.used)))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import folder_paths
 
-FOLDERS = ("diffusion_models", "vae", "text_encoders", "loras")   # names under checkpoints/ are ComfyUI's folder names
+# Names under checkpoints/ are ComfyUI's folder names; the last one is of this pack.
+FOLDERS = ("diffusion_models", "vae", "text_encoders", "loras", "sparse_patterns")
 
 
 def register_folders(root: Path) -> list[Path]:

@@ -49,14 +49,6 @@ def test_calls_that_a_sampler_adds_to_a_step_are_not_counted(node, tiny, sampler
     assert [r["step"] for r in records if r["asked"] == 0.5] == [0, 0, 2, 2]  # two layers
 
 
-def test_every_sampler_and_schedule_is_one_of_comfyuis(comfy):
-    from interspatial.models.host.sampling import samplers, schedulers
-    from interspatial.nodes import attention_error
-
-    assert set(attention_error.SAMPLERS) <= set(samplers())
-    assert set(attention_error.SCHEDULERS) <= set(schedulers())
-
-
 def test_video_with_sound_is_measured(node, comfy):
     from interspatial.tests.models.tinies import BY_NAME
 

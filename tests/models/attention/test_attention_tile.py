@@ -19,7 +19,6 @@ from interspatial.tests.models.attention.contract import (
     check_everything_kept_is_dense,
     check_other_rows_are_exact,
     check_through_the_sampler,
-    new_run,
     video_part,
 )
 
@@ -120,18 +119,9 @@ def test_reference_frames_are_full_and_leave_short_lists():
     assert torch.equal(video_part(plan, job)[0], keep)
 
 
-def test_layers_may_have_their_own_number():
-    run, method = new_run(), AttentionTile(frames=(1, 21, 3), reference_frames=9)
-    plans = [method.plan(Job(call_of(LONG, run=run, layer=layer), Blocks("tile", 2))) for layer in range(4)]
-    assert plans[0] is plans[3], "an attention beyond the table takes the number of its block"
-    assert plans[1].sees_everything
-    job = Job(call_of(LONG, run=run, layer=2), Blocks("tile", 2))
-    assert float(video_part(plans[2], job).float().mean()) == pytest.approx(closed_form(21, 3))
-
-
 @pytest.mark.parametrize(
     ("settings", "rule"),
-    [({}, ""), ({"reference_frames": 3}, "reference_frames"), ({"frames": (1, 2), "reference_frames": 3}, "frames")],
+    [({}, ""), ({"reference_frames": 3}, "reference_frames")],
 )
 def test_a_density_goes_before_the_number(settings, rule):
     method = AttentionTile(**settings)
