@@ -136,6 +136,10 @@ class AttentionCall:
         """Average shares of this call over the run for the report: `call.note(kept=0.11)`."""
         self.run.report.note(self.tally, **shares)
 
+    def say(self, name: str, text: str) -> None:
+        """A fact for the report's line: `call.say("preset", "Wan 480p")`."""
+        self.run.report.say(self.tally, name, text)
+
     def detail(self, name: str, share: float) -> None:
         """A share that the report gives layer by layer and step by step."""
         self.run.report.detail(self.tally, name, share, self.layer, self.run.step)

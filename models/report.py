@@ -46,6 +46,7 @@ class Tally:
     steps_seen: set = field(default_factory=set)
     steps_run: set = field(default_factory=set)
     details: dict[str, tuple[Shares, Shares]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
 
     @property
     def offered(self) -> int:
@@ -76,6 +77,7 @@ class Tally:
         parts = [f"{len(self.layers_run)}/{len(self.layers_seen)} layers"] if self.layers_seen else []
         parts.append(f"{len(self.steps_run)}/{len(self.steps_seen)} steps")
         parts += [f"{name} {100 * self.mean(name):.0f} %" for name in self.numbers]
+        parts += [f"{name} {text}" for name, text in self.texts.items()]
         return f"{self.card.name} {', '.join(parts)}{self._because()}"
 
     def _because(self) -> str:
@@ -125,6 +127,11 @@ class Report:
             for name, value in shares.items():
                 total, count = tally.numbers.get(name, (0.0, 0))
                 tally.numbers[name] = (total + value, count + 1)
+
+    def say(self, tally: Tally, name: str, text: str) -> None:
+        """A fact about the run that is no share, such as where memory went. The last one said under a name counts."""
+        with self._lock:
+            tally.texts[name] = text
 
     def detail(self, tally: Tally, name: str, share: float, layer: int, step: int) -> None:
         """Average a share over each layer and over each step."""

@@ -25,8 +25,6 @@ from .select import keep_all
 # On the tiny model "by recall" was further from dense: 32.3 dB against 36.2 at density 0.2 with a tail, 26.8 against
 # 27.4 without. Published is the opposite, without a tail: 29.1 against 28.5 on HunyuanVideo, which has more heads.
 HEADS = ("alike", "by recall")
-# A quarter found 51.7 % of the mass where all rows found 51.9 % (tiles of 64, density 0.2, 24 calls of the tiny model).
-ROWS = ("all", "quarter")
 STEADY = 0.005  # change of the density below which frozen blocks still meet it: a half of the widget's step
 
 
@@ -62,13 +60,11 @@ class AdaSpa(Method):
         but for rounding to whole blocks; at least one for each query block. 0: by preset
     searches: in a run; runs of FEW_STEPS or fewer have one
     heads: one of HEADS
-    search_rows: one of ROWS, of each query block
     """
 
     density: float = 0.0
     searches: int = 2
     heads: str = "alike"
-    search_rows: str = "all"
 
     label: ClassVar[str] = "AdaSpa"
     summary: ClassVar[str] = "keeps the blocks that a search in exact attention found, and searches again later"
@@ -89,9 +85,6 @@ class AdaSpa(Method):
             io.Combo.Input("heads", options=list(HEADS), default="alike",
                            tooltip="by recall: heads that keep more than 80 % of their softmax mass give half of their "
                            "blocks to those that keep least, as published. alike: every head keeps as many."),
-            io.Combo.Input("search_rows", options=list(ROWS), default="all",
-                           tooltip="Rows of a query block that a search looks at. A quarter makes searches four times "
-                           "as fast and finds nearly the same blocks."),
         ]  # fmt: skip
 
     def attend(self, job: Job) -> Tensor:
@@ -123,8 +116,7 @@ class AdaSpa(Method):
     def _search(self, job: Job, found: list[Found], lse: Tensor) -> None:
         """For all rows at once, kept for each branch alone."""
         call = job.call
-        rows = None if self.search_rows == "all" else max(1, job.order.slots.shape[2] // 4)
-        blocks = search(job, lse, by_head=self.heads == "by recall", rows=rows)
+        blocks = search(job, lse, by_head=self.heads == "by recall")
         for one, branch in zip(found, call.branches, strict=True):
             one.blocks = blocks.of(branch.rows, call.q.shape[2])
             one.density, one.last = job.density, call.forward.position.step

@@ -11,7 +11,6 @@ stays at most 1; R lies before the output projection, and may be a mean over eac
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -31,8 +30,6 @@ from .presets import FEW_STEPS
 from .registry import Method, method
 from .search import Followed, FrozenBlocks, dense_with_lse, each_alone, search
 from .select import keep_all
-
-log = logging.getLogger("interspatial")
 
 # Published is the window. On the tiny model, 20 steps of which 5 are dense, at the cost of 3 dense calls in 5 steps:
 # search 46.2 dB at density 0.3, window 43.8 at 0.4; with residuals per block 42.0 and 30.8.
@@ -200,8 +197,8 @@ class Rettention(Method):
                 if place := waiting_place(self.residual_device, total, call.q.device):
                     break
             place = place or (call.q.device if self.residual_device == "gpu" else RAM)
-            log.info("Re-ttention keeps residuals %s, %.2f GB on %s",
-                     "per token" if per_token else "per block", total / 1e9, place)  # fmt: skip
+            form = "per token" if per_token else "per block"
+            call.say("residual", f"{form}, {total / 1e9:.2f} GB on {place}")
             return Keeping(per_token, place)
 
         return call.run.state((self, "keeping"), str(call.q.device), -1, call.layout.key, None, decide)

@@ -106,20 +106,18 @@ def each_alone(job: Job, attend: Callable[[Job], Tensor]) -> Tensor:
     return out
 
 
-def search(
-    job: Job, lse: Tensor, *, by_head: bool = True, rows: int | None = None, map_bytes: int = MAP_BYTES
-) -> FrozenBlocks:
+def search(job: Job, lse: Tensor, *, by_head: bool = True, map_bytes: int = MAP_BYTES) -> FrozenBlocks:
     """The video blocks of most softmax mass, round(density x V x V) a head in the mean of each batch entry's heads.
 
     A query block's own block is the first of its list. Blocks that do not go round go to the query blocks that gain
-    most. Costs the product of queries and keys, half of a dense call.
+    most. Costs the product of queries and keys, half of a dense call. By a quarter of the rows it found 51.7 % of the
+    mass instead of 51.9 in tiles of 64, but in tiles of 4 that took 10 to 16 dB from a whole run of the tiny model.
 
     lse: fp32 [B, N, H] of a dense call on these keys, or of an earlier one
     by_head: let heads that keep more than RECALL of their mass give a half of their blocks to those that keep least
-    rows: of each query block that are looked at, None: all
     """
     quota = Quota.of(job.density, job.order.video, by_head)
-    ranked = _rank(job, lse, quota, rows, map_bytes)
+    ranked = _rank(job, lse, quota, map_bytes)
     counts = quota.counts(*ranked[1:])
     blocks, step = counts.shape[1], max(1, map_bytes // (9 * counts.shape[1] ** 2))
     parts = []
@@ -171,7 +169,7 @@ class Quota:
         return total // self.video + (rank < total % self.video)
 
 
-def _rank(job: Job, lse: Tensor, quota: Quota, rows: int | None, map_bytes: int) -> tuple[Tensor, Tensor, Tensor]:
+def _rank(job: Job, lse: Tensor, quota: Quota, map_bytes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Video key blocks by mass, int [G, V, C], with `recall` and `edge` of `Quota.counts`.
 
     Ranked by the mass of the whole block: blocks are what the kernel's time goes by. By mass per token, at the same
@@ -190,7 +188,7 @@ def _rank(job: Job, lse: Tensor, quota: Quota, rows: int | None, map_bytes: int)
         for start in range(0, heads, step):
             some = slice(start, start + step)
             q, k, its_lse = (x[b : b + 1, :, some] for x in (call.q, call.k, lse))
-            mass = block_mass(q, k, its_lse, keep_all(job.order), scale=call.scale, key_bias=bias, rows=rows)
+            mass = block_mass(q, k, its_lse, keep_all(job.order), scale=call.scale, key_bias=bias)
             whole, score = mass[:, first:last].sum(-1), mass[:, first:last, first:last]
             sinks, own = whole - score.sum(-1), score.diagonal(dim1=-2, dim2=-1).clone()
             score.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)

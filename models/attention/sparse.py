@@ -64,6 +64,9 @@ class SparseAttention:
         def settle() -> Settled:
             preset = preset_of(call)
             when = self.when.resolved(preset, call.run.schedule.steps)
+            if self.when != when or not (self.method.density or self.method.own_rule or self.target):
+                layers = ", ".join(map(str, when.dense_layers)) or "none"
+                call.say("preset", f"{preset.name} (dense steps {when.first}, dense layers {layers})")
             return Settled(preset, when, self.blocks.resolved(preset.order))
 
         return call.run.state((self, "settled"), None, -1, call.layout.key, None, settle)

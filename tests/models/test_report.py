@@ -77,3 +77,12 @@ def test_details_give_means_by_layer_and_by_step():
     by_layer, by_step = report.text().splitlines()[1:]
     assert by_layer == "  density in % by layer: 0: 30, 1: 60"
     assert by_step == "  density in % by step: 0: 40, 1: 40"
+
+
+def test_facts_stand_in_the_line():
+    report = Report()
+    tally = report.tally("a", Card("sparse", "sparse"))
+    report.ran(tally, 0, 0)
+    report.say(tally, "preset", "Wan 480p")
+    report.say(tally, "preset", "Wan 720p")
+    assert tally.line() == "sparse 1/1 layers, 1/1 steps, preset Wan 720p"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import replace
 from types import SimpleNamespace
@@ -29,18 +28,13 @@ from interspatial.tests.models.attention.contract import (
     video_part,
 )
 from interspatial.tests.models.attention.test_adaspa import SMALL, Stage, is_dense
+from interspatial.tests.models.attention.test_search import holes
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 each_mask = pytest.mark.parametrize("mask", rettention.MASKS)
 VIDEO = torch.zeros(MIXED.tokens, dtype=torch.bool)
 VIDEO[MIXED.video.start : MIXED.video.stop] = True
-
-
-def holes() -> torch.Tensor:
-    bias = torch.zeros(2, MIXED.tokens)
-    bias[0, 50:300], bias[1, ::3] = -torch.inf, -1.25
-    return bias
 
 
 def state(call, branch: int = 0) -> Measured:
@@ -191,8 +185,7 @@ def refreshes(method: Rettention, stage: Stage, steps, monkeypatch, density=lamb
 
 def test_every_fifth_step_is_dense(monkeypatch):
     """CogVideoX with 50 steps of which 15 come before: 15, 20, ... 45."""
-    found = refreshes(Rettention(), Stage(50, SMALL), range(15, 50), monkeypatch)
-    assert found == [15, 20, 25, 30, 35, 40, 45]
+    assert refreshes(Rettention(), Stage(50, SMALL), range(15, 50), monkeypatch) == [15, 20, 25, 30, 35, 40, 45]
 
 
 def test_steps_that_were_left_out_are_not_counted(monkeypatch):
@@ -265,11 +258,10 @@ def test_a_prompt_that_joins_later_gets_its_own_refresh():
         ("per block", {"gpu": 1e9, "ram": 1e9}, False, "gpu"),
     ],
 )
-def test_where_and_how_residuals_are_kept(residual, room, per_token, place, monkeypatch, caplog):
+def test_where_and_how_residuals_are_kept(residual, room, per_token, place, monkeypatch):
     """13 MB for a layer and two prompts, and 20 layers."""
     job = Job(Stage().call(0, batch=1), RUNS, None, 0.2)
-    device = SimpleNamespace(type="gpu")
-    job.order  # noqa: B018  built on the real device
+    device = job.order and SimpleNamespace(type="gpu")  # the order is built on the real one
     q = SimpleNamespace(shape=(1, 679, 3, 32), dtype=torch.float32, device=device)
     forward = replace(job.call.forward, stacks={"blocks": 20})
     fake = replace(job.call, q=q, forward=forward)
@@ -278,10 +270,10 @@ def test_where_and_how_residuals_are_kept(residual, room, per_token, place, monk
         lambda where, total, at: next((p for p, n in ((at, room["gpu"]), (RAM, room["ram"])) if total <= n), None),
     )  # fmt: skip
     object.__setattr__(job, "call", fake)
-    with caplog.at_level(logging.INFO, "interspatial"):
-        keeping = Rettention(residual=residual)._keeping(job)
+    keeping = Rettention(residual=residual)._keeping(job)
     assert keeping.per_token is per_token and keeping.place == {"gpu": device, "ram": RAM}[place]
-    assert "Re-ttention keeps residuals per " in caplog.text and " GB " in caplog.text
+    said = fake.tally.texts["residual"]
+    assert said.startswith(f"per {'token' if per_token else 'block'}, 0.") and " GB on " in said
 
 
 def test_short_runs_are_refused():
