@@ -1,6 +1,7 @@
-"""Pictures of what the workflows make: the thumbnails of ComfyUI's template browser, and the one in the README.
+"""Pictures of what the workflows make: the thumbnails of ComfyUI's template browser, those in README and help pages.
 
-    python devtools/thumbnails.py      needs COMFYUI_PATH; runs every workflow, then writes workflows/*.jpg and assets/
+    python devtools/thumbnails.py [03 05]      needs COMFYUI_PATH; runs the workflows of these numbers, or all, then
+                                               writes workflows/*.jpg and the pictures that they save
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ if not __package__:  # started as a file; relative imports need to know their pa
 
 from . import ROOT
 from .convert import api_path, load, workflow_paths
-from .prompt import PromptError, run_prompt
-from .server import ServerError, server_from_environment
+from .prompt import PromptError, Run, run_prompt
+from .server import Server, ServerError, server_from_environment
 
 SIDE, SHOWN = 256, 3  # pixels of a frame in a thumbnail, and how many stand side by side
-README_PICTURE = ROOT / "assets" / "dense_vs_sparse.jpg"
+DOCS = ROOT / "web" / "docs"
+PICTURES = {  # by the filename prefix of the node that saves it
+    "sparse_vs_dense": ROOT / "assets" / "dense_vs_sparse.jpg",
+    "attention_error": DOCS / "attention_error.jpg",
+    "attention_looks": DOCS / "attention_looks.jpg",
+    "sparse_pattern": DOCS / "sparse_pattern.jpg",
+    "error_target": DOCS / "error_target.jpg",
+}
 
 
 def frames_of(video: Path) -> list:
@@ -45,21 +53,31 @@ def side_by_side(videos: list[Path]):
     return strip([frames_of(video)[1] for video in videos])
 
 
-def main() -> int:
+def write_pictures(path: Path, run: Run) -> None:
+    """The thumbnail of the workflow at `path`, and the pictures that its run has saved."""
     from PIL import Image
 
+    videos = sorted(file for file in run.files if file.suffix == ".mp4")
+    made = {path.with_suffix(".jpg"): strip(frames_of(videos[0])) if len(videos) == 1 else side_by_side(videos)}
+    for sheet in (file for file in run.files if file.suffix == ".png"):
+        if target := PICTURES.get(sheet.stem.rstrip("_0123456789")):
+            made[target] = Image.open(sheet).convert("RGB")
+    for target, picture in made.items():
+        target.parent.mkdir(exist_ok=True)
+        picture.save(target, quality=88)
+        print(f"written: {target.relative_to(ROOT)}")
+
+
+def picture_all(server: Server, numbers: list[str]) -> None:
+    for path in workflow_paths():
+        if not numbers or path.name[:2] in numbers:
+            write_pictures(path, asyncio.run(run_prompt(server, load(api_path(path)), workflow=load(path))))
+
+
+def main(numbers: list[str]) -> int:
     try:
         with server_from_environment() as server:
-            for path in workflow_paths():
-                run = asyncio.run(run_prompt(server, load(api_path(path)), lambda _: None, workflow=load(path)))
-                videos = sorted(file for file in run.files if file.suffix == ".mp4")
-                picture = strip(frames_of(videos[0])) if len(videos) == 1 else side_by_side(videos)
-                picture.save(path.with_suffix(".jpg"), quality=88)
-                print(f"written: {path.with_suffix('.jpg').relative_to(ROOT)}")
-                for sheet in (file for file in run.files if file.suffix == ".png"):
-                    README_PICTURE.parent.mkdir(exist_ok=True)
-                    Image.open(sheet).convert("RGB").save(README_PICTURE, quality=85)
-                    print(f"written: {README_PICTURE.relative_to(ROOT)}")
+            picture_all(server, numbers)
     except (ServerError, PromptError) as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         return 1
@@ -67,4 +85,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

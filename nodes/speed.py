@@ -146,9 +146,11 @@ class RunReport(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="One line a patch.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, after=None) -> io.NodeOutput:
         report = host.report_of(model) or "No run of this model has ended yet. Connect the sampler's output to 'after'."
+        host.show_text(report, getattr(cls.hidden, "unique_id", None))
         return io.NodeOutput(report, ui=ui.PreviewText(report))

@@ -1,5 +1,6 @@
-"""Sparse attention methods, one file each. Importing this package registers them, in the order of the node's list."""
+"""Sparse attention methods, one file each. Importing this package registers them all."""
 
+# The node lists them in this order, but for what one of them imports of another.
 # isort: off
 from . import draft, svg2, svg1, sparse_vdit, adaspa, rettention, attention_tile, threshold, radial
 # isort: on

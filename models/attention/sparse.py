@@ -101,7 +101,8 @@ class SparseAttention:
         if job.used is None:
             call.note(kept=1.0)
             return
-        changes = None if self.method.steerable else call.forward.position.step
+        steady = self.method.steerable and job.density is not None
+        changes = None if steady else call.forward.position.step
         name = (self, "share", job.density and round(job.density, 2), changes)
         seen = call.run.state(name, None, call.layer, call.layout.key, None, list)
         if not seen:
