@@ -9,7 +9,8 @@
 
 A backend is a module, `triton_attend.py` or `gather_mass.py`, with the operation as one function and a `why_not`.
 `attend_call.py` and `mass_call.py` hold the arguments and what no backend takes, `dispatch.py` chooses; `reasons` of a
-`BACKENDS` says why not, backend by backend. The tables that all of them read are in `block_plan.py`.
+`BACKENDS` says why not, backend by backend. The tables that all of them read are in `block_plan.py`. Behind the gather
+backend of `block_attend` stand `ordered_rows.py` (CPU), `kept_rows.py` (devices) and `dense_rows.py` (full rows).
 
 Imports torch only. Triton is imported where its kernels are first asked for, comfy_kitchen where `sol_attend` is.
 """
