@@ -82,6 +82,15 @@ def kept_share(plan: BlockPlan) -> Tensor:
     return ((seen * q_live).sum(-1) / (q_live.sum(-1) * k_live.sum(-1))).mean()
 
 
+def block_of(slots: Tensor, tokens: Tensor) -> Tensor:
+    """Number of the block that holds each token: int64 [G, R]. slots: int32 [G, Q, S]"""
+    groups, blocks, size = slots.shape
+    number = torch.arange(blocks, device=slots.device).repeat_interleave(size).expand(groups, -1)
+    place = slots.flatten(1).long()
+    owner = number.new_zeros(groups, blocks * size + 1)  # the last column takes what padding slots write
+    return owner.scatter_(1, place.masked_fill(place < 0, blocks * size), number)[:, tokens]
+
+
 def check_plan(plan: BlockPlan, tokens_q: int, tokens_k: int) -> None:
     """Refuse a plan that would leave out or repeat a token or a block. Waits for the device: once a plan, not per call.
 

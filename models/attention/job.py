@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -22,7 +23,6 @@ class Job:
     density: share of the video-to-video blocks wanted exact, above 0 and at most 1; None: the method's own rule
     memo: what a method has found out about this call; shared by all jobs of one call, so that plans for several
         densities search once
-    used: the plan of the last kernel run, None as long as the call was dense
     """
 
     call: AttentionCall
@@ -30,7 +30,23 @@ class Job:
     tail: Tail | None = "row"
     density: float | None = None
     memo: dict = field(default_factory=dict)
-    used: BlockPlan | None = field(default=None, init=False)
+    _plan: BlockPlan | Callable[[], BlockPlan] | None = field(default=None, init=False)
+
+    @property
+    def used(self) -> BlockPlan | None:
+        """The plan of the last kernel run, None as long as the call was dense. It may be made only when it is read."""
+        if callable(self._plan):
+            self._plan = self._plan()
+        return self._plan
+
+    @used.setter
+    def used(self, plan: BlockPlan | Callable[[], BlockPlan] | None) -> None:
+        self._plan = plan
+
+    @property
+    def dense(self) -> bool:
+        """True as long as no kernel has run, which needs no plan to tell."""
+        return self._plan is None
 
     @cached_property
     def order(self) -> BlockOrder:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.attend_call import Reshape
-from ...kernels.block_plan import BlockPlan
+from ...kernels.block_plan import BlockPlan, block_of
 from ...kernels.pool_blocks import pool_blocks
 from ..call import AttentionCall
 from ..layout import TokenLayout
@@ -216,12 +216,10 @@ class Rettention(Method):
 
     def _block_of(self, job: Job) -> Tensor:
         """Block of each token: int64 [N]."""
-        call, slots = job.call, job.order.slots[0].long()
+        call, slots = job.call, job.order.slots
 
         def build() -> Tensor:
-            block = torch.arange(len(slots), device=slots.device)[:, None].expand_as(slots)
-            room = torch.empty(call.layout.tokens + 1, dtype=torch.int64, device=slots.device)  # padding goes last
-            return room.scatter_(0, slots.masked_fill(slots < 0, call.layout.tokens).flatten(), block.flatten())[:-1]
+            return block_of(slots, torch.arange(call.layout.tokens, device=slots.device))[0]
 
         return call.run.state((self, "block of"), str(call.q.device), -1, call.layout.key, None, build)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.attend_call import Tail
+from ...kernels.block_plan import block_of
 from ...kernels.pool_blocks import pool_blocks, slot_bias
 from .orders import BlockOrder
 
@@ -45,18 +46,17 @@ class SampledRows:
     ) -> SampledRows:  # fmt: skip
         """q, k, v: [N, H, D]; rows: int64 [R], tokens of the video; key_bias: fp32 [N]"""
         slots, key_bias = order.slots, None if key_bias is None else key_bias[None]
-        owner = torch.empty(q.shape[0], dtype=torch.int64, device=q.device)
-        owner[slots[slots >= 0].long()] = torch.arange(slots.shape[1], device=q.device).repeat_interleave(order.live[0])
+        owner = block_of(slots, rows)[0]
         query = q[rows].transpose(0, 1).float()
         pooled, centre = None, query
         if tail:
             (key, log_weight), (value, _) = (pool_blocks(x[None], slots, key_bias) for x in (k, v))
             pooled = key[0].transpose(0, 1), value[0].transpose(0, 1), log_weight[0].T
         if tail == "block":
-            centre = pool_blocks(q[None], slots)[0][0, owner[rows]].transpose(0, 1)
+            centre = pool_blocks(q[None], slots)[0][0, owner].transpose(0, 1)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         bias = slot_bias(slots, key_bias, q.shape[1])[0]
-        return cls(query, k, v, owner[rows] - order.video[0], order, scale, bias, pooled, centre)
+        return cls(query, k, v, owner - order.video[0], order, scale, bias, pooled, centre)
 
     def chunks(self, most_bytes: int = CHUNK_BYTES) -> Iterator[tuple[slice, SampledScores]]:
         """Some heads at a time."""

@@ -98,7 +98,7 @@ class SparseAttention:
         where the density is met in every call.
         """
         call = job.call
-        if job.used is None:
+        if job.dense:
             call.note(kept=1.0)
             return
         steady = self.method.steerable and job.density is not None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ...kernels.block_plan import block_of
 from ..layout import Grid, arrange
 from .orders import raster, token_major
 
@@ -73,8 +74,7 @@ def make_bands(grid: Grid, size: int, first_frame: bool, rows: int) -> Bands:
     sample = sampled_rows(frames, places, rows)
     return Bands(
         q_slots, k_slots, entry, entry.flatten(0, 1).sort(-1).values.amin(0).tolist(), sample,
-        torch.stack([_block_of(x, len(token)) for x in q_slots])[:, sample],
-        torch.stack([_block_of(x, len(token)) for x in k_slots]),
+        block_of(q_slots, sample), block_of(k_slots, token),
     )  # fmt: skip
 
 
@@ -123,10 +123,3 @@ def _centre(slots: Tensor, at: Tensor) -> Tensor:
     """Mean place of the tokens of each block: fp64 [K]."""
     place = at[slots.clamp(min=0).long()].double().masked_fill_(slots < 0, 0)
     return place.sum(-1) / (slots >= 0).sum(-1)
-
-
-def _block_of(slots: Tensor, tokens: int) -> Tensor:
-    """Block number of each token: int64 [N]. slots: [K, S]"""
-    owner = torch.arange(len(slots))[:, None].expand(slots.shape)
-    block = torch.empty(tokens + 1, dtype=torch.int64)
-    return block.scatter_(0, torch.where(slots < 0, tokens, slots).flatten().long(), owner.flatten())[:tokens]

@@ -61,7 +61,7 @@ class Threshold(Method):
         asked = {"sinks": order.other, "tail": job.tail, "key_bias": job.key_bias}
         if job.density is not None or sol_attend.why_not(call.q, call.k, call.v, order.slots, **asked):
             return super().attend(job)
-        job.used = self.plan(job)  # the kernel tells no one what it chose
+        job.used = lambda: self.plan(job)  # the kernel tells no one what it chose; planned if somebody asks
         return sol_attend.sol_attend(
             call.q, call.k, call.v, order.slots, order.live, tau=self.tau, scale=call.scale, **asked
         )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...kernels.block_plan import BlockPlan
+from ...kernels.block_plan import BlockPlan, block_of
 from ...kernels.head_rows import head_rows
 from ...kernels.pool_blocks import slot_bias
 from ..layout import TokenLayout
@@ -144,15 +144,6 @@ def recall(
     mass = mass_of_rows(q, k, rows, lse, plan.k_slots, scale=scale, key_bias=key_bias, chunk_bytes=chunk_bytes)
     share = mass.mul_(kept_of_rows(plan, rows, len(mass))).sum(-1).view(q.shape[0], q.shape[2], -1)
     return share.masked_fill(lse.transpose(1, 2) == -torch.inf, 1).mean(-1)
-
-
-def block_of(slots: Tensor, tokens: Tensor) -> Tensor:
-    """Number of the block that holds each token: int64 [G, R]. slots: int32 [G, Q, S]"""
-    groups, blocks, size = slots.shape
-    number = torch.arange(blocks, device=slots.device).repeat_interleave(size).expand(groups, -1)
-    place = slots.flatten(1).long()
-    owner = number.new_zeros(groups, blocks * size + 1)  # the last column takes what padding slots write
-    return owner.scatter_(1, place.masked_fill(place < 0, blocks * size), number)[:, tokens]
 
 
 def _of(table: Tensor, pair: Tensor, pairs: int) -> Tensor:

@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...kernels.block_plan import BlockPlan, kept_mask
+from ...kernels.block_plan import BlockPlan, block_of, kept_mask
 from ..attention.orders import BlockOrder
 from ..call import AttentionCall
 from ..layout import Segment
-from .attention_rows import block_of, exact_rows, kept_of_rows, mass_of_rows
+from .attention_rows import exact_rows, kept_of_rows, mass_of_rows
 
 MAP_BYTES = 128 << 20  # of maps at a time; lists and maps of a head take 16 bytes for each pair of blocks
 
