@@ -12,7 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-UNIT = tl.constexpr(8)
+from .triton_attend_kernel import UNIT, _rows
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 MASS_INTS = (
@@ -20,16 +21,6 @@ MASS_INTS = (
     *("q_b", "q_n", "q_h", "k_b", "k_n", "k_h"),
     *("rows_geo", "k_geo", "bias_share"),
 )
-
-
-@triton.jit
-def _tokens(base, tokens, stride, D: tl.constexpr, DP: tl.constexpr):
-    """The vectors of some tokens, [tokens, DP]; token -1 and columns past D are 0 and not read."""
-    d = tl.arange(0, DP)
-    here = (tokens >= 0)[:, None]
-    if D < DP:
-        here = here & (d < D)[None, :]
-    return tl.load(base + (tokens.to(tl.int64) * stride * UNIT)[:, None] + d[None, :], mask=here, other=0.0)
 
 
 @triton.jit
@@ -62,7 +53,7 @@ def mass_kernel(
     b, h = g // heads, g % heads
     at = part * M + tl.arange(0, M)
     tokens = tl.load(rows + (row - g * Q + g * rows_geo * Q) * R + at, mask=at < R, other=-1)
-    query = _tokens(q + (b * q_b + h * q_h) * UNIT, tokens, q_n, D, DP)
+    query = _rows(q + (b * q_b + h * q_h) * UNIT, tokens, q_n, D, DP)
     whole = tl.load(lse + (b * q_tokens + tokens) * heads + h, mask=tokens >= 0, other=float("-inf"))
     shift = tl.where(whole == float("-inf"), whole, -whole * LOG2E)[:, None]  # rows that saw nothing, and padding: 0
     k += (b * k_b + h * k_h) * UNIT
@@ -74,7 +65,7 @@ def mass_kernel(
     here = _slots(0, K, SK, N, SP)
     keys = tl.load(k_slots + here, mask=here >= 0, other=-1)
     for start in range(0, K * SP, N):
-        key = _tokens(k, keys, k_n, D, DP)
+        key = _rows(k, keys, k_n, D, DP)
         bias = tl.load(slot_bias + here, mask=here >= 0, other=float("-inf"))
         here = _slots(start + N, K, SK, N, SP)
         keys = tl.load(k_slots + here, mask=here >= 0, other=-1)
