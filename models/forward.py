@@ -55,6 +55,7 @@ class Forward:
     expected: layout of the video's self attention, or a sentence why it cannot be told
     others: token counts of other sequences in this forward, with their names
     window: latent frames of the context window, None outside one
+    whole: why no block of this forward may be skipped, None when blocks may
     """
 
     family: Family | None
@@ -65,6 +66,7 @@ class Forward:
     window: Hashable = None
     others: Mapping[int, str] = field(default_factory=dict)
     stacks: Mapping[str, int] = field(default_factory=dict)
+    whole: str | None = None
     finding: Finding | None = None   # of the attention call that runs now, None between calls
     _seen: Counter = field(default_factory=Counter, repr=False)
 

@@ -64,12 +64,15 @@ class Schedule:
     sigmas: the run's schedule, steps + 1 values
     percent_to_sigma: of the run's own model_sampling, asked when the run starts so that later patches count
     sampler: name of the sampler function, "" when unknown
+    flow: sigma is the share of noise, 0 to 1, as in rectified flow; else its standard deviation
     """
 
-    def __init__(self, sigmas: Sequence[float], percent_to_sigma: Callable[[float], float], sampler: str = "") -> None:
+    def __init__(self, sigmas: Sequence[float], percent_to_sigma: Callable[[float], float], sampler: str = "",
+                 flow: bool = True) -> None:
         self.sigmas = tuple(float(s) for s in sigmas)
         self.steps = max(len(self.sigmas) - 1, 0)
         self.sampler = sampler
+        self.flow = flow
         self._percent_to_sigma = percent_to_sigma
         self._sigma_at: dict[float, float] = {}
 

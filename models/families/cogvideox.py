@@ -16,5 +16,6 @@ def _layout(i: Inputs) -> TokenLayout:
 
 FAMILIES = (
     Family("cogvideox", ("CogVideoXTransformer3DModel",), ("blocks",), 4, 8, _layout,
-           others=lambda i: {}, timed=(Timed("c_concat", 2),)),
+           others=lambda i: {}, timed=(Timed("c_concat", 2),),
+           streams={"blocks": ("hidden_states", "encoder_hidden_states")}),
 )

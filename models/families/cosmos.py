@@ -23,7 +23,7 @@ def _others(i: Inputs) -> dict[int, str]:
 
 
 FAMILIES = (
-    Family("cosmos", ("GeneralDIT",), ("blocks",), 8, 8, _layout),
+    Family("cosmos", ("GeneralDIT",), ("blocks",), 8, 8, _layout, streams={"blocks": ("x",)}),
     Family("cosmos_predict2", ("MiniTrainDIT",), ("blocks",), 4, 8, _layout, _others,
-           timed=(Timed("denoise_mask", 2),)),
+           timed=(Timed("denoise_mask", 2),), streams={"blocks": ("x_B_T_H_W_D",)}),
 )

@@ -72,6 +72,12 @@ class Family:
     variant: tells families of one class apart
     timed: conditioning that must be cut with the latent when a time window is taken
     opaque: why no attention of this model can be seen, for models that show none
+    streams: for each stack of blocks in order of execution, the names of the arguments that carry the hidden states, in
+        the order in which a block returns them. Empty: blocks of this model cannot be skipped
+    modules: names of the parts of a block whose outputs are added to the stream, for a cache of single modules
+    unskippable: inputs -> why blocks of this forward cannot be skipped although `streams` are known, or None
+    audio_clock: model, options, sigma of the video -> sigma of the audio and its derivative by the video's, for models
+        whose sound has a schedule of its own
     """
 
     name: str
@@ -84,6 +90,10 @@ class Family:
     variant: Callable[[nn.Module], bool] = lambda model: True
     timed: tuple[Timed, ...] = ()
     opaque: str | None = None
+    streams: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+    unskippable: Callable[[Inputs], str | None] = lambda inputs: None
+    audio_clock: Callable[[nn.Module, Mapping[str, Any], float], tuple[float, float]] | None = None
 
     def matches(self, model: nn.Module) -> bool:
         """True when `model` (not compiled) is of this family."""

@@ -29,10 +29,12 @@ def _layout(i: Inputs) -> TokenLayout:
 
 BLOCKS = ("double_blocks", "single_blocks")
 TIMED = (Timed("c_concat", 2),)
+STREAMS = {"double_blocks": ("img", "txt"), "single_blocks": ("x",)}   # as in Flux, whose blocks these are
 
 FAMILIES = (
-    Family("hunyuan_image", ("HunyuanVideo",), BLOCKS, 1, 32, _layout, variant=lambda m: len(m.patch_size) == 2),
+    Family("hunyuan_image", ("HunyuanVideo",), BLOCKS, 1, 32, _layout, variant=lambda m: len(m.patch_size) == 2,
+           streams=STREAMS),
     Family("hunyuan_video_15", ("HunyuanVideo",), BLOCKS, 4, 16, _layout, timed=TIMED,
-           variant=lambda m: tuple(m.patch_size) == (1, 1, 1)),
-    Family("hunyuan_video", ("HunyuanVideo",), BLOCKS, 4, 8, _layout, timed=TIMED),
+           variant=lambda m: tuple(m.patch_size) == (1, 1, 1), streams=STREAMS),
+    Family("hunyuan_video", ("HunyuanVideo",), BLOCKS, 4, 8, _layout, timed=TIMED, streams=STREAMS),
 )

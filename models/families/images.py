@@ -36,7 +36,9 @@ def _others_lumina(i: Inputs) -> dict[int, str]:
 
 
 FAMILIES = (
-    Family("flux", ("Flux",), ("double_blocks", "single_blocks"), 1, 8, _layout, others=lambda i: {}),
-    Family("qwen_image", ("QwenImageTransformer2DModel",), ("transformer_blocks",), 1, 8, _layout, others=lambda i: {}),
-    Family("lumina2", ("NextDiT",), ("layers",), 1, 8, _layout_lumina, _others_lumina),
+    Family("flux", ("Flux",), ("double_blocks", "single_blocks"), 1, 8, _layout, others=lambda i: {},
+           streams={"double_blocks": ("img", "txt"), "single_blocks": ("x",)}),
+    Family("qwen_image", ("QwenImageTransformer2DModel",), ("transformer_blocks",), 1, 8, _layout, others=lambda i: {},
+           streams={"transformer_blocks": ("encoder_hidden_states", "hidden_states")}),
+    Family("lumina2", ("NextDiT",), ("layers",), 1, 8, _layout_lumina, _others_lumina, streams={"layers": ("x",)}),
 )

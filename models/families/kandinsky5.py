@@ -13,5 +13,7 @@ def _layout(i: Inputs) -> TokenLayout:
 
 
 FAMILIES = (
-    Family("kandinsky5", ("Kandinsky5",), ("visual_transformer_blocks",), 4, 8, _layout, timed=(Timed("c_concat", 2),)),
+    Family("kandinsky5", ("Kandinsky5",), ("visual_transformer_blocks",), 4, 8, _layout, timed=(Timed("c_concat", 2),),
+           streams={"visual_transformer_blocks": ("visual_embed",)},
+           modules=("self_attention", "cross_attention", "feed_forward")),
 )

@@ -38,7 +38,8 @@ def _others(i: Inputs) -> dict[int, str]:
 
 
 FAMILIES = (
-    Family("ltxv", ("LTXVModel",), ("transformer_blocks",), 8, 32, _layout, _others, timed=(Timed("denoise_mask", 2),)),
+    Family("ltxv", ("LTXVModel",), ("transformer_blocks",), 8, 32, _layout, _others, timed=(Timed("denoise_mask", 2),),
+           streams={"transformer_blocks": ("x",)}, modules=("attn1", "attn2", "ff")),
     Family("ltxav", ("LTXAVModel",), ("transformer_blocks",), 8, 32, _layout, _others,
-           timed=(Timed("denoise_mask", 2),)),
+           timed=(Timed("denoise_mask", 2),), streams={"transformer_blocks": ("x",)}),
 )

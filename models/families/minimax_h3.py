@@ -29,4 +29,5 @@ def _layout(i: Inputs) -> TokenLayout | str:
     return arrange(parts)
 
 
-FAMILIES = (Family("minimax_h3", ("MiniMaxH3Model",), ("blocks",), 4, 16, _layout),)
+FAMILIES = (Family("minimax_h3", ("MiniMaxH3Model",), ("blocks",), 4, 16, _layout,
+                   streams={"blocks": ("x",)}),)

@@ -16,4 +16,5 @@ def _layout(i: Inputs) -> TokenLayout:
     return arrange([("video", cropped(i.latent, patch)), ("text", text)])
 
 
-FAMILIES = (Family("mochi", ("AsymmDiTJoint",), ("blocks",), 6, 8, _layout, others=lambda i: {}),)
+FAMILIES = (Family("mochi", ("AsymmDiTJoint",), ("blocks",), 6, 8, _layout, others=lambda i: {},
+                   streams={"blocks": ("x", "y")}),)

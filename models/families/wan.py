@@ -79,13 +79,15 @@ TIMED = (
     Timed("pose_latents", 2, offset=1), Timed("face_pixel_values", 2, scale=4, offset=1),
 )
 
+BLOCKS = {"streams": {"blocks": ("x",)}, "modules": ("self_attn", "cross_attn", "ffn")}
+
 FAMILIES = (
     Family("wan_s2v", ("WanModel_S2V",), ("blocks",), 4, 8, _layout_behind, _others,
-           timed=(CONCAT, Timed("audio_embed", 3, scale=4), Timed("control_video", 2))),
+           timed=(CONCAT, Timed("audio_embed", 3, scale=4), Timed("control_video", 2)), **BLOCKS),
     Family("wan_humo", ("HumoWanModel",), ("blocks",), 4, 8, _layout_behind, _others_humo,
-           timed=(CONCAT, Timed("audio_embed", 1))),
+           timed=(CONCAT, Timed("audio_embed", 1)), **BLOCKS),
     Family("wan_scail", ("SCAILWanModel", "SCAIL2WanModel"), ("blocks",), 4, 8, _layout_scail, _others,
-           timed=(CONCAT, Timed("pose_latents", 2), Timed("sam_latents", 2))),
-    Family("wan_5b", CLASSES, ("blocks", "vace_blocks"), 4, 16, _layout, _others, _is_5b, timed=TIMED),
-    Family("wan", CLASSES, ("blocks", "vace_blocks"), 4, 8, _layout, _others, timed=TIMED),
+           timed=(CONCAT, Timed("pose_latents", 2), Timed("sam_latents", 2)), **BLOCKS),
+    Family("wan_5b", CLASSES, ("blocks", "vace_blocks"), 4, 16, _layout, _others, _is_5b, timed=TIMED, **BLOCKS),
+    Family("wan", CLASSES, ("blocks", "vace_blocks"), 4, 8, _layout, _others, timed=TIMED, **BLOCKS),
 )

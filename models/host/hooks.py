@@ -11,13 +11,13 @@ things: the patches, the attention chain, and four wrappers that are the same fo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..families import Inputs, bare, family_of
 from ..forward import Branch, Forward
@@ -25,7 +25,7 @@ from ..report import Card, Report, Tally, log
 from ..run import Run
 from ..schedule import Schedule
 from .chain import FORWARD, RUN, AttentionChain
-from .services import model_sampling, show_text
+from .services import is_flow, model_sampling, show_text
 
 # Kinds of patches, outermost first: what measures sees everything below it, what steers adds to what saves time, and a
 # number format serves all of them.
@@ -37,6 +37,8 @@ KEY = "interspatial"
 PATCHES = "interspatial_patches"
 LAST = "interspatial_last"
 ATTENTION = "optimized_attention_override"
+COMPILE = "torch.compile"   # key of the wrapper that core's compile node adds
+ROLE = "interspatial_role"   # an evaluation beside the run's own, such as a reflection's: a name, in the options
 
 
 @dataclass(eq=False)
@@ -66,19 +68,44 @@ class StepCall:
 
     x: what the sampler gave
     forward, run: as in `call.AttentionCall`
+    model: the diffusion model, without the wrapper of torch.compile
+    compiled: torch.compile is at work on this model, as a whole or in parts
+    shapes: of the latents that are packed into one row of x, as for video with sound; else of x alone
+    options: transformer_options of the evaluation, to be read
     proceed: () -> the denoised output of the evaluation, as if the method were not there
     """
 
     x: Tensor
     forward: Forward
     run: Run
+    model: nn.Module
+    compiled: bool
+    shapes: tuple[tuple[int, ...], ...]
+    options: Mapping[str, Any]
     owner: Patch
     tally: Tally
     proceed: Callable[[], Tensor]
 
-    def state(self, branch: Branch, factory: Callable[[], State]) -> State:
-        """What this method keeps for this branch, latent shape and window until the run ends."""
-        return self.run.state(self.owner, branch.id, -1, tuple(self.x.shape[1:]), self.forward.window, factory)
+    @property
+    def place(self) -> Hashable:
+        """Latent shape, device and window: what may differ between evaluations of one sampler call."""
+        return tuple(self.x.shape[1:]), str(self.x.device), self.forward.window
+
+    @property
+    def role(self) -> str | None:
+        """Name of the part in which the model is evaluated beside the run's own evaluations; None for those."""
+        return self.options.get(ROLE)
+
+    def state(self, branch: Branch | None, factory: Callable[[], State], kind: str = "") -> State:
+        """What this method keeps for this branch (None: for all of them) and `place` until the run ends.
+
+        kind: tells several things that a method keeps apart
+        """
+        return self.run.state((self.owner, kind), branch and branch.id, -1, self.place, self.forward.window, factory)
+
+    def say(self, name: str, text: str) -> None:
+        """A fact for the report's line: `step.say("history", "12 MB")`."""
+        self.run.report.say(self.tally, name, text)
 
 
 def attach_attention(model, card: Card, method, node_id: str | None = None):
@@ -136,7 +163,7 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwarg
     patches = options.get(PATCHES, ())
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     sampling = model_sampling(guider.model_patcher)
-    run = Run(Schedule(sigmas.tolist(), sampling.percent_to_sigma, name), Report())
+    run = Run(Schedule(sigmas.tolist(), sampling.percent_to_sigma, name, is_flow(sampling)), Report())
     for patch in patches:
         run.report.tally(patch, patch.card)
     options[RUN] = run   # these options are the run's own copy and end with it
@@ -174,7 +201,8 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if run is None:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     conds = {**kwargs, "c_concat": c_concat, "c_crossattn": c_crossattn}
-    forward = _forward(bare(executor.class_obj.diffusion_model), run, x, conds, options)
+    model = bare(executor.class_obj.diffusion_model)
+    forward = _forward(model, run, x, conds, options)
     options = {**options, FORWARD: forward}
     if isinstance(forward.expected, str):
         for patch in options.get(PATCHES, ()):
@@ -184,15 +212,18 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     def proceed() -> Tensor:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
+    about = {"x": x, "forward": forward, "run": run, "model": model, "options": options,
+             "shapes": tuple(tuple(shape) for shape in kwargs.get("latent_shapes") or (x.shape,)),
+             "compiled": COMPILE in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})}
     for patch in reversed([patch for patch in options.get(PATCHES, ()) if patch.hook == "step"]):
-        proceed = _step(patch, x, forward, run, proceed)
+        proceed = _step(patch, about, run, proceed)
     return proceed()
 
 
-def _step(patch: Patch, x: Tensor, forward: Forward, run: Run, proceed: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def _step(patch: Patch, about: dict, run: Run, proceed: Callable[[], Tensor]) -> Callable[[], Tensor]:
     def evaluate() -> Tensor:
         tally = run.report.tally(patch, patch.card)
-        step = StepCall(x, forward, run, patch, tally, proceed)
+        step = StepCall(**about, owner=patch, tally=tally, proceed=proceed)
         reason = patch.method.why_not(step)
         if reason is not None:
             run.report.aside(tally, reason, None, run.step)
@@ -217,7 +248,8 @@ def _forward(model, run: Run, x: Tensor, conds: dict, options: dict) -> Forward:
         return Forward(None, f"{type(model).__name__} is not a model this pack knows", **common)
     inputs = Inputs(model, video, text, shapes[1] if len(shapes) > 1 else None, conds, options)
     try:
-        found = {"expected": family.expect(inputs), "others": family.others(inputs), "stacks": family.stacks(model)}
+        found = {"expected": family.expect(inputs), "others": family.others(inputs), "stacks": family.stacks(model),
+                 "whole": family.unskippable(inputs)}
     except Exception as error:   # a model that another ComfyUI has changed must not end the render, only our part in it
         found = {"expected": f"the tokens of {family.name} could not be told ({type(error).__name__}: {error})"}
     return Forward(family, **found, **common)
@@ -226,8 +258,8 @@ def _forward(model, run: Run, x: Tensor, conds: dict, options: dict) -> Forward:
 def _branches(run: Run, batch: int, options: dict, window) -> tuple[Branch, ...]:
     conds = options.get("cond_or_uncond") or [0]
     ids = options.get("uuids") or conds
-    rows = batch // len(conds)
+    rows, role = batch // len(conds), options.get(ROLE)
     return tuple(
-        Branch((name, run.visit(name, window)), cond, slice(i * rows, (i + 1) * rows))
+        Branch((name, role, run.visit((name, role), window)), cond, slice(i * rows, (i + 1) * rows))
         for i, (name, cond) in enumerate(zip(ids, conds, strict=True))
     )

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 import comfy.model_management
+import comfy.model_sampling
 import comfy.utils
 import folder_paths
 
@@ -21,6 +22,11 @@ def family_of_model(model) -> Family | None:
 def model_sampling(model):
     """The model_sampling of a MODEL with the patches that nodes have put on it."""
     return model.get_model_object("model_sampling")
+
+
+def is_flow(sampling) -> bool:
+    """True where sigma is the share of noise, as in the models of rectified flow."""
+    return isinstance(sampling, comfy.model_sampling.CONST)
 
 
 def check_interrupt() -> None:
