@@ -6,6 +6,7 @@
 | `block_mass`   | softmax mass of every pair of blocks                      | triton (CUDA, ROCm), gather (any) |
 | `pool_blocks`  | weighted block means and the log of their weights         | torch (any device)                |
 | `sol_attend`   | attention by the rule of Sol-Attn, which picks its blocks | comfy_kitchen 0.2.40 (CUDA, ROCm) |
+| `weighted_sum` | tensors times numbers, summed in float32 in one pass      | triton (CUDA, ROCm), torch (any)  |
 
 A backend is a module, `triton_attend.py` or `gather_mass.py`, with the operation as one function and a `why_not`.
 `attend_call.py` and `mass_call.py` hold the arguments and what no backend takes, `dispatch.py` chooses; `reasons` of a

@@ -44,6 +44,16 @@ class Run:
         with self._lock:
             self._visits.clear()
 
+    def begin_aside(self, step: int) -> None:
+        """Note an evaluation beside the sampler's own, that serves `step`: it takes the place of the step's first call.
+
+        What the sampler calls next is placed as if it had not been.
+        """
+        self.position = self.schedule.start_of(step)
+        self.calls += 1
+        with self._lock:
+            self._visits.clear()
+
     def visit(self, branch: Hashable, window: Hashable) -> int:
         """How often this branch was evaluated in the current sampler call: 0, then 1 for guidance that repeats it."""
         if self.position is None:   # a guider that shows no sampler calls: nothing says when the next one begins

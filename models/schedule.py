@@ -103,6 +103,11 @@ class Schedule:
         # heunpp2 falls back to Heun, then Euler, at the end of any schedule
         return min(calls, self.steps - step) if self.sampler == "sample_heunpp2" else calls
 
+    def start_of(self, step: int) -> Position:
+        """The place of a step's first call."""
+        sigma = self.sigmas[step]
+        return Position(step, self.steps, 0, sigma, self.percent_of(sigma))
+
     def contains(self, window: StepWindow, position: Position) -> bool:
         """True when a call at `position` lies inside `window`."""
         if window.unit == "percent":

@@ -7,9 +7,9 @@ def node_classes() -> list[type]:
     """Every node class of the pack, module by module, in the order of definition."""
     from comfy_api.latest import io
 
-    from . import attention_error, calibrate, measure, sources, speed
+    from . import attention_error, cache, cache_plan, calibrate, dynamic, guidance, measure, sources, speed
 
-    modules = (sources, speed, calibrate, measure, attention_error)
+    modules = (sources, speed, cache, calibrate, dynamic, guidance, measure, attention_error, cache_plan)
     return [
         value
         for module in modules

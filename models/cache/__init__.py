@@ -1,12 +1,18 @@
-"""Step caches: evaluations of the model that are forecast from earlier ones.
+"""Step caches: evaluations of the model that are forecast from earlier ones, or the blocks of them.
 
-Importing the methods registers them; `CACHES` is what the node offers.
+Importing this package registers the methods, and the paces that say which steps run.
 """
-from __future__ import annotations
 
-from . import taylorseer
-from .pace import Fixed
+# The node lists them in this order.
+# isort: off
+from . import taylorseer, spectrum, reuse, delta_dit, first_block, seacache
+# isort: on
+from .pace import PACES
 from .registry import CACHES, CacheMethod
+from .sites import SITES
 from .step_cache import StepCache
 
-__all__ = ["CACHES", "CacheMethod", "Fixed", "StepCache", "taylorseer"]
+__all__ = [
+    "CACHES", "PACES", "SITES", "CacheMethod", "StepCache", "delta_dit", "first_block", "reuse", "seacache", "spectrum",
+    "taylorseer",
+]  # fmt: skip

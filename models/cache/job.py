@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .clock import Axis, Tick
-from .history import Track, Weigh
+from .history import Room, Track, Weigh, told
 
 if TYPE_CHECKING:
     from ..forward import Branch
@@ -21,11 +21,12 @@ Parts = tuple[Tensor, ...]
 
 @dataclass
 class Ledger:
-    """What a cache remembers of a run for all branches: counts, and the tracks for their size."""
+    """What a cache remembers of a run for all branches: counts, the tracks for their size, the room for them."""
 
     seen: int = 0
     ran: int = 0
     tracks: list[Track] = field(default_factory=list)
+    room: Room = field(default_factory=lambda: Room(_free_memory))
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,12 @@ class Job:
         """What is kept under `kind` for a branch, device and window."""
 
         def make() -> Track:
-            return Track(self.keeps, self.settled.history)
+            return Track(self.keeps, self.settled.history, ledger.room)
 
+        ledger = self.ledger
         track = self.step.state(branch, make, f"track {kind}")
-        if not any(track is other for other in self.ledger.tracks):
-            self.ledger.tracks.append(track)
+        if not any(track is other for other in ledger.tracks):
+            ledger.tracks.append(track)
         return track
 
     @property
@@ -54,8 +56,14 @@ class Job:
         return self.step.run.state((self.step.owner, "ledger"), None, -1, None, None, Ledger)
 
     def ready(self, least: int, kind: str = "") -> bool:
-        """True when every branch has at least `least` entries under `kind` that continue here."""
-        return all(self.track(b, kind).ready(self.tick.generation, least) for b in self.step.forward.branches)
+        """True when every branch has at least `least` entries under `kind` that continue here, and of one size.
+
+        A text that ComfyUI repeats to batch it with another is longer there than alone (CogVideoX).
+        """
+        tracks = [self.track(branch, kind) for branch in self.step.forward.branches]
+        if not all(track.ready(self.tick.generation, least) for track in tracks):
+            return False
+        return len({tuple(part.shape[1:] for part in track.entries[-1]) for track in tracks}) == 1
 
     def place(self, sounds: Sequence[bool]) -> tuple[float, ...]:
         """The abscissa of each part; sounds: which parts are sound, whose clock some models keep apart."""
@@ -69,20 +77,24 @@ class Job:
         return clock(self.step.model, self.step.options, self.tick.sigma)
 
     def keep(self, parts: Parts, sounds: Sequence[bool] = (), kind: str = "") -> None:
-        """Keep an output, branch by branch. parts: rows of all branches; nobody may write into them afterwards"""
+        """Keep copies of an output, branch by branch. parts: rows of all branches"""
         place = self.place(sounds or (False,) * len(parts))
-        for branch, own in self._by_branch(parts):
+        for branch, own in self.by_branch(parts):
             self.track(branch, kind).push(self.tick.generation, place, own)
 
     def forecast(self, weigh: Weigh | Sequence[Weigh], sounds: Sequence[bool], like: Tensor, kind: str = "") -> Parts:
-        """The parts at this place, rows of all branches. weigh: one for all parts, or one for each"""
+        """The parts at this place, rows of all branches. weigh: one for all parts, or one for each
+
+        One for all forecasts sound from its last two entries alone, which makes it a line at most: speech breaks up
+        under higher orders before a picture does (reported of Spectrum on MiniMax-H3).
+        """
         place = self.place(sounds)
-        weighs = (weigh,) * len(place) if callable(weigh) else tuple(weigh)
+        weighs = tuple(_over_two(weigh) if sound else weigh for sound in sounds) if callable(weigh) else tuple(weigh)
         found = [self.track(b, kind).forecast(place, weighs, like) for b in self.step.forward.branches]
         return found[0] if len(found) == 1 else tuple(torch.cat(rows) for rows in zip(*found, strict=True))
 
-    def _by_branch(self, parts: Parts) -> list[tuple[Branch, Parts]]:
-        """One branch has all rows, also where a model packs its batch into one sequence."""
+    def by_branch(self, parts: Parts) -> list[tuple[Branch, Parts]]:
+        """The rows of each branch; one alone has all, also where a model packs its batch into one sequence."""
         branches = self.step.forward.branches
         if len(branches) == 1:
             return [(branches[0], parts)]
@@ -100,4 +112,15 @@ class Job:
         ledger = self.ledger
         ledger.seen, ledger.ran = ledger.seen + 1, ledger.ran + ran
         self.step.say("model calls", f"{ledger.ran} of {ledger.seen}")
-        self.step.say("history", f"{sum(t.bytes for t in ledger.tracks) / 1e6:.1f} MB")
+        self.step.say("history", told(ledger.tracks))
+
+
+def _over_two(weigh: Weigh) -> Weigh:
+    """The same forecast, from the last two outputs."""
+    return lambda us, u: [0.0] * (len(us) - 2) + list(weigh(us[-2:], u))
+
+
+def _free_memory(device: torch.device) -> int:
+    from ..host import free_memory  # here, so that caches can be imported without ComfyUI
+
+    return free_memory(device)

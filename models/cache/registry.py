@@ -57,7 +57,7 @@ class CacheMethod:
 
     def ready(self, job: Job) -> bool:
         """True when every branch of this evaluation can be forecast."""
-        return job.ready(self.least)
+        return site_of(job).ready(job, self.least)
 
     def record(self, job: Job) -> Tensor:
         """Run the model and keep what later forecasts need. returns: the model's output, bit for bit"""
@@ -67,8 +67,11 @@ class CacheMethod:
         """The output by forecast."""
         return site_of(job).replay(job, self.weigh)
 
-    def evaluate(self, job: Job) -> Tensor:
-        """Only of methods that decide by themselves: run or forecast, and tell `job.ran()` or `job.skipped()`."""
+    def evaluate(self, job: Job, must: bool) -> Tensor:
+        """Only of methods that decide by themselves: run or forecast, and tell `job.ran()` or `job.skipped()`.
+
+        must: run, whatever the method would decide: a first or last step, or one in which another role was evaluated
+        """
         raise NotImplementedError
 
 

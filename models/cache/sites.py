@@ -4,24 +4,38 @@
                 with torch.compile. Nothing of the model runs
     last block  the hidden states before the head, which runs with the step's own time: no block runs
     modules     the attention and feed-forward outputs inside each block; gates and norms run. A history of gigabytes
+
+What a model adds behind or between its blocks stays live at the last two: a control network, VACE's hints (made by
+blocks of their own, which run), the voices of Wan S2V and Dancer, the faces of Animate.
 """
+# S rows of a packed sequence
+
 from __future__ import annotations
 
-import math
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from ..block_visits import Streams, blocks_of, visiting_blocks
-from ..host import StepCall
+from ..block_visits import Streams, blocks_of, visiting_blocks, visiting_modules, without_prefetch
+from ..layout import TokenLayout
 from .history import Weigh
 from .job import Job, Parts
+from .output import Output
+
+if TYPE_CHECKING:
+    from ..host import StepCall
+
+PACKED = (False, True, False)   # which parts of a packed sequence are sound: what comes first, sound, video
 
 
 class Site(Protocol):
-    def why_not(self, job: Job) -> str | None:
-        """Why nothing can be put back here in this run."""
+    def why_not(self, step: StepCall) -> str | None:
+        """Why nothing can be put back here in this evaluation."""
+        ...
+
+    def ready(self, job: Job, least: int) -> bool:
+        """True when every branch has at least `least` entries that continue here."""
         ...
 
     def record(self, job: Job) -> Tensor:
@@ -33,71 +47,90 @@ class Site(Protocol):
         ...
 
 
-class Output:
-    """What is kept is d = (x - denoised) / sigma, the velocity of a flow model, or the denoised latent itself.
-
-    With noise added at every step the velocity jumps with it, and the denoised latent does not.
-    """
-
-    def why_not(self, job: Job) -> str | None:
-        return None
-
-    def record(self, job: Job) -> Tensor:
-        denoised = job.step.proceed()
-        kept = (job.step.x - denoised) / job.tick.sigma if job.settled.velocity else denoised.clone()
-        parts, sounds = self._split(job, kept.float())
-        slope = job.sound_clock()[1]
-        parts = [part / slope if sound and slope != 1.0 else part for part, sound in zip(parts, sounds, strict=True)]
-        job.keep(tuple(parts), sounds)
-        return denoised
-
-    def replay(self, job: Job, weigh: Weigh) -> Tensor:
-        x, sounds = job.step.x, self._sounds(job)
-        slope = job.sound_clock()[1]
-        parts = job.forecast(weigh, sounds, x)
-        flat = [p * slope if sound and slope != 1.0 else p for p, sound in zip(parts, sounds, strict=True)]
-        found = flat[0] if len(flat) == 1 else torch.cat(flat, -1)
-        return (x - job.tick.sigma * found if job.settled.velocity else found).to(x.dtype)
-
-    def _sounds(self, job: Job) -> tuple[bool, ...]:
-        """The video is the first of the latents that are packed into one row, the rest is sound."""
-        return tuple(i > 0 for i in range(len(job.step.shapes)))
-
-    def _split(self, job: Job, packed: Tensor) -> tuple[list[Tensor], tuple[bool, ...]]:
-        shapes = job.step.shapes
-        if len(shapes) == 1:
-            return [packed], (False,)
-        return list(packed.split([math.prod(shape[1:]) for shape in shapes], -1)), self._sounds(job)
-
-
 class LastBlock:
     """The hidden states that leave the last block; earlier blocks hand their input on."""
 
-    def why_not(self, job: Job) -> str | None:
-        return why_no_blocks(job.step)
+    def why_not(self, step: StepCall) -> str | None:
+        return why_no_blocks(step) or why_no_rows(step)
+
+    def ready(self, job: Job, least: int) -> bool:
+        return job.ready(least)
 
     def record(self, job: Job) -> Tensor:
         def visit(index: int, streams: Streams, run) -> Streams:
             out = run(*streams)
             if index == last:
-                parts, sounds = flat(out)
-                job.keep(tuple(part.clone() for part in parts), sounds)
+                parts, sounds = rows_of(step, out)
+                first = unread(step)
+                job.keep(parts[first:], sounds[first:])
             return out
 
-        last = len(blocks_of(job.step.model, job.step.forward.family)) - 1
-        with visiting_blocks(job.step.model, job.step.forward.family, visit):
+        step = job.step
+        last = len(blocks_of(step.model, step.forward.family)) - 1
+        with visiting_blocks(step.model, step.forward.family, visit):
+            return step.proceed()
+
+    def replay(self, job: Job, weigh: Weigh) -> Tensor:
+        """Where another patch took the last block, or the text has another length, the model runs after all."""
+        step, placed = job.step, False
+
+        def visit(index: int, streams: Streams, run) -> Streams:
+            nonlocal placed
+            if index < last:
+                return streams
+            parts, sounds = rows_of(step, streams)
+            first = unread(step)
+            found = job.forecast(weigh, sounds[first:], parts[0])
+            placed = [x.shape for x in found] == [x.shape for x in parts[first:]]
+            return joined(step, (*parts[:first], *found), streams) if placed else streams
+
+        last = len(blocks_of(step.model, step.forward.family)) - 1
+        with without_prefetch(step.model), visiting_blocks(step.model, step.forward.family, visit):
+            out = step.proceed()
+        return out if placed else self.record(job)
+
+
+class Modules:
+    """The output of every part in `family.modules`, each with a history of its own; what is between them runs."""
+
+    def why_not(self, step: StepCall) -> str | None:
+        if reason := why_no_blocks(step):
+            return reason
+        if not step.forward.family.modules:
+            return f"attention and feed-forward of {step.forward.family.name} cannot be forecast by themselves"
+        return why_no_rows(step)
+
+    def ready(self, job: Job, least: int) -> bool:
+        family = job.step.forward.family
+        first = blocks_of(job.step.model, family)[0][0]
+        return job.ready(least, _part(0, next(name for name in family.modules if hasattr(first, name))))
+
+    def record(self, job: Job) -> Tensor:
+        def visit(index: int, name: str, run) -> Tensor | Streams:
+            out = run()
+            parts, sounds = rows_of(job.step, out if isinstance(out, tuple) else (out,))
+            job.keep(parts, sounds, _part(index, name))
+            return out
+
+        with visiting_modules(job.step.model, job.step.forward.family, visit):
             return job.step.proceed()
 
     def replay(self, job: Job, weigh: Weigh) -> Tensor:
-        def visit(index: int, streams: Streams, run) -> Streams:
-            if index < last:
-                return streams
-            parts, sounds = flat(streams)
-            return shaped(job.forecast(weigh, sounds, parts[0]), streams)
+        step, branch = job.step, job.step.forward.branches[0]
 
-        last = len(blocks_of(job.step.model, job.step.forward.family)) - 1
-        with visiting_blocks(job.step.model, job.step.forward.family, visit):
-            return job.step.proceed()
+        def visit(index: int, name: str, run) -> Tensor | Streams:
+            kind = _part(index, name)
+            if not job.ready(1, kind):   # it was left out when the others were kept
+                return run()
+            count = len(job.track(branch, kind).entries[-1])
+            sounds = PACKED if packed(step) else (False,) * count
+            found = job.forecast(weigh, sounds, step.x, kind)
+            if packed(step):
+                return torch.cat(found)
+            return found if count > 1 else found[0]
+
+        with without_prefetch(step.model), visiting_modules(step.model, step.forward.family, visit):
+            return step.proceed()
 
 
 def why_no_blocks(step: StepCall) -> str | None:
@@ -128,7 +161,41 @@ def shaped(parts: Parts, like: Streams) -> Streams:
     return tuple(tuple(rest.pop(0) for _ in s) if isinstance(s, tuple) else rest.pop(0) for s in like)
 
 
-SITES: dict[str, Site] = {"output": Output(), "last block": LastBlock()}
+def packed(step: StepCall) -> bool:
+    """True where sound and video are rows of one sequence, [S, C]."""
+    expected = step.forward.expected
+    return isinstance(expected, TokenLayout) and any(segment.kind == "audio" for segment in expected.segments)
+
+
+def why_no_rows(step: StepCall) -> str | None:
+    """Why sound with a clock of its own cannot be told from the video in one sequence."""
+    expected = step.forward.expected
+    return expected if step.forward.family.audio_clock and isinstance(expected, str) else None
+
+
+def unread(step: StepCall) -> int:
+    """Leading parts of `rows_of` that the head does not read."""
+    return 1 if packed(step) else 0
+
+
+def rows_of(step: StepCall, streams: Streams) -> tuple[Parts, tuple[bool, ...]]:
+    """As `flat`; a packed sequence comes as what is before the sound, the sound, and the video, which is the end."""
+    if not packed(step):
+        return flat(streams)
+    *_, sound, video = step.forward.expected.segments
+    return streams[0].split((sound.start, len(sound), len(video))), PACKED
+
+
+def joined(step: StepCall, parts: Parts, like: Streams) -> Streams:
+    """`rows_of` undone."""
+    return (torch.cat(parts),) if packed(step) else shaped(parts, like)
+
+
+def _part(index: int, name: str) -> str:
+    return f"{name} {index}"
+
+
+SITES: dict[str, Site] = {"output": Output(), "last block": LastBlock(), "modules": Modules()}
 
 
 def site_of(job: Job) -> Site:

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..host import StepCall
 from .clock import Clock
 from .history import Where
 from .job import Job
@@ -14,7 +14,10 @@ from .pace import Fixed, Pace
 from .presets import Preset, preset_of
 from .registry import CacheMethod
 from .samplers import sampler_class, why_refused
-from .sites import site_of
+from .sites import SITES, site_of
+
+if TYPE_CHECKING:
+    from ..host import StepCall
 
 
 @dataclass(frozen=True)
@@ -70,25 +73,35 @@ class StepCache:
         if reason := why_refused(step.run.schedule.sampler):
             return reason
         job = self.job(step)
-        return site_of(job).why_not(job) or self.method.why_not(job)
+        if self.pace is None and self.first is None and job.settled.preset.why:
+            return job.settled.preset.why
+        return (None if self.method.blocks else site_of(job).why_not(step)) or self.method.why_not(job)
 
     def settled(self, step: StepCall) -> Settled:
         """Made at the first evaluation of a run."""
 
         def settle() -> Settled:
             schedule = step.run.schedule
-            preset = preset_of(step.forward.family, schedule.steps)
+            preset = preset_of(step.forward.family, schedule)
             return Settled(
                 preset,
                 self.pace or Fixed(preset.interval),
                 preset.first if self.first is None else self.first,
                 preset.last if self.last is None else self.last,
-                self.site or preset.site,
+                self.site or self._site(step, preset),
                 self.history,
                 sampler_class(schedule.sampler) != "noisy",
             )
 
         return step.run.state((step.owner, "settled"), None, -1, None, None, settle)
+
+    @staticmethod
+    def _site(step: StepCall, preset: Preset) -> str:
+        """The preset's site, or the output where that one is refused: what the user chose is never changed."""
+        if reason := SITES[preset.site].why_not(step):
+            step.say("put back at", f"output, not {preset.site}: {reason}")
+            return "output"
+        return preset.site
 
     def job(self, step: StepCall) -> Job:
         clock = step.run.state((step.owner, "clock"), None, -1, None, None, Clock)
@@ -102,7 +115,7 @@ class StepCache:
             memory.other_role = job.tick.step   # its step runs in full: what a reflection moves is not forecast
             return step.proceed()
         if self.method.decides:
-            return self.method.evaluate(job)
+            return self.method.evaluate(job, self._must(job, memory))
         if self._runs(job, memory) or not self.method.ready(job):
             memory.ran = job.tick.step
             job.ran()
@@ -121,9 +134,15 @@ class StepCache:
             memory.call, memory.step, memory.generation = tick.call, tick.step, tick.generation
             if held:
                 return memory.runs
-            if memory.pace is None:
+            if memory.pace is None or fresh:
                 memory.pace = settled.pace.begin()
-            wants = settled.pace.runs(memory.pace, tick.step - memory.ran, job.step.x, tick.sigma, tick.flow)
-            always = not settled.first <= tick.step < tick.steps - settled.last
-            memory.runs = fresh or always or wants or memory.other_role == tick.step
+            wants = settled.pace.runs(memory.pace, tick.step - memory.ran, job)
+            memory.runs = fresh or wants or self._must(job, memory)
             return memory.runs
+
+    @staticmethod
+    def _must(job: Job, memory: Memory) -> bool:
+        """True in the first and the last steps, and where another role was evaluated: they run whatever is decided."""
+        tick, settled = job.tick, job.settled
+        always = not settled.first <= tick.step < tick.steps - settled.last
+        return always or memory.other_role == tick.step

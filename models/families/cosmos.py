@@ -23,7 +23,8 @@ def _others(i: Inputs) -> dict[int, str]:
 
 
 FAMILIES = (
-    Family("cosmos", ("GeneralDIT",), ("blocks",), 8, 8, _layout, streams={"blocks": ("x",)}),
+    Family("cosmos", ("GeneralDIT",), ("blocks",), 8, 8, _layout, streams={"blocks": ("x",)}, batch_axis=3),
     Family("cosmos_predict2", ("MiniTrainDIT",), ("blocks",), 4, 8, _layout, _others,
-           timed=(Timed("denoise_mask", 2),), streams={"blocks": ("x_B_T_H_W_D",)}),
+           timed=(Timed("denoise_mask", 2),), streams={"blocks": ("x_B_T_H_W_D",)},
+           modules=("self_attn", "cross_attn", "mlp")),
 )

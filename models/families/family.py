@@ -74,8 +74,11 @@ class Family:
     opaque: why no attention of this model can be seen, for models that show none
     streams: for each stack of blocks in order of execution, the names of the arguments that carry the hidden states, in
         the order in which a block returns them. Empty: blocks of this model cannot be skipped
-    modules: names of the parts of a block whose outputs are added to the stream, for a cache of single modules
-    unskippable: inputs -> why blocks of this forward cannot be skipped although `streams` are known, or None
+    batch_axis: axis of the batch in those hidden states
+    modules: names of the parts of a block whose outputs, gated, are all that it adds to the stream, for a cache of
+        single modules. Empty: attention is written out in the block, the parts are nested, or some are of the sound
+    unskippable: inputs -> why blocks of this forward cannot be skipped although `streams` are known, or None. What a
+        model adds between its blocks is no reason: it is in the output of the last block
     audio_clock: model, options, sigma of the video -> sigma of the audio and its derivative by the video's, for models
         whose sound has a schedule of its own
     """
@@ -91,6 +94,7 @@ class Family:
     timed: tuple[Timed, ...] = ()
     opaque: str | None = None
     streams: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    batch_axis: int = 0
     modules: tuple[str, ...] = ()
     unskippable: Callable[[Inputs], str | None] = lambda inputs: None
     audio_clock: Callable[[nn.Module, Mapping[str, Any], float], tuple[float, float]] | None = None

@@ -39,6 +39,8 @@ FAMILIES = (
     Family("flux", ("Flux",), ("double_blocks", "single_blocks"), 1, 8, _layout, others=lambda i: {},
            streams={"double_blocks": ("img", "txt"), "single_blocks": ("x",)}),
     Family("qwen_image", ("QwenImageTransformer2DModel",), ("transformer_blocks",), 1, 8, _layout, others=lambda i: {},
-           streams={"transformer_blocks": ("encoder_hidden_states", "hidden_states")}),
-    Family("lumina2", ("NextDiT",), ("layers",), 1, 8, _layout_lumina, _others_lumina, streams={"layers": ("x",)}),
+           streams={"transformer_blocks": ("encoder_hidden_states", "hidden_states")},
+           modules=("attn", "img_mlp", "txt_mlp")),
+    Family("lumina2", ("NextDiT",), ("layers",), 1, 8, _layout_lumina, _others_lumina, streams={"layers": ("x",)},
+           modules=("attention", "feed_forward")),
 )

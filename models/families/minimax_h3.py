@@ -5,6 +5,9 @@ writes the segments into the payload of the conditioning before sampling.
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..layout import TokenLayout, arrange
 from .family import Family, Inputs, padded
 
@@ -29,5 +32,19 @@ def _layout(i: Inputs) -> TokenLayout | str:
     return arrange(parts)
 
 
+def _audio_clock(model, options: Mapping[str, Any], sigma: float) -> tuple[float, float]:
+    """The sound runs through the same steps on a schedule with a shift of its own.
+
+    A shift s takes the base time u to s u / (1 + (s - 1) u). sigma: of the video, 0 to 1
+    returns: sigma of the sound, and its derivative by the video's
+    """
+    video = float(options.get("minimax_h3_sigma_shift_video", model.sigma_shift_video))
+    sound = float(options.get("minimax_h3_sigma_shift_audio", model.sigma_shift_audio))
+    sigma = max(sigma, 1e-6)   # as the model clamps it
+    u = sigma / (video + (1 - video) * sigma)
+    shifted, unshifted = 1 + (sound - 1) * u, 1 + (video - 1) * u
+    return sound * u / shifted, sound * unshifted**2 / (video * shifted**2)
+
+
 FAMILIES = (Family("minimax_h3", ("MiniMaxH3Model",), ("blocks",), 4, 16, _layout,
-                   streams={"blocks": ("x",)}),)
+                   streams={"blocks": ("x",)}, modules=("attn", "mlp"), audio_clock=_audio_clock),)

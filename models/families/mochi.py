@@ -17,4 +17,4 @@ def _layout(i: Inputs) -> TokenLayout:
 
 
 FAMILIES = (Family("mochi", ("AsymmDiTJoint",), ("blocks",), 6, 8, _layout, others=lambda i: {},
-                   streams={"blocks": ("x", "y")}),)
+                   streams={"blocks": ("x", "y")}, modules=("attn", "mlp_x", "mlp_y")),)

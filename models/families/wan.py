@@ -79,7 +79,15 @@ TIMED = (
     Timed("pose_latents", 2, offset=1), Timed("face_pixel_values", 2, scale=4, offset=1),
 )
 
-BLOCKS = {"streams": {"blocks": ("x",)}, "modules": ("self_attn", "cross_attn", "ffn")}
+FRAME_BY_FRAME = "the model generates frame by frame from a key cache that every block fills"
+
+
+def _unskippable(i: Inputs) -> str | None:
+    """VACE's hints, the voices of S2V and Dancer and the faces of Animate come between the blocks, and stay live."""
+    return FRAME_BY_FRAME if "ar_state" in i.options else None
+
+
+BLOCKS = {"streams": {"blocks": ("x",)}, "modules": ("self_attn", "cross_attn", "ffn"), "unskippable": _unskippable}
 
 FAMILIES = (
     Family("wan_s2v", ("WanModel_S2V",), ("blocks",), 4, 8, _layout_behind, _others,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import folder_paths
 
-# Names under checkpoints/ are ComfyUI's folder names; the last one is of this pack.
-FOLDERS = ("diffusion_models", "vae", "text_encoders", "loras", "sparse_patterns")
+# Names under checkpoints/ are ComfyUI's folder names; the last two are of this pack.
+FOLDERS = ("diffusion_models", "vae", "text_encoders", "loras", "sparse_patterns", "dynamic_routers")
 
 
 def register_folders(root: Path) -> list[Path]:

@@ -27,9 +27,9 @@ from ..schedule import Schedule
 from .chain import FORWARD, RUN, AttentionChain
 from .services import is_flow, model_sampling, show_text
 
-# Kinds of patches, outermost first: what measures sees everything below it, what steers adds to what saves time, and a
-# number format serves all of them.
-KINDS = ("measure", "control", "guidance", "window", "cache", "sparse", "quant")
+# Kinds of patches, outermost first: what measures sees everything below it, what steers adds to what saves time, what
+# a cache runs may run with fewer parts, and a number format serves all of them.
+KINDS = ("measure", "control", "guidance", "window", "cache", "dynamic", "sparse", "quant")
 
 State = TypeVar("State")
 
@@ -39,6 +39,7 @@ LAST = "interspatial_last"
 ATTENTION = "optimized_attention_override"
 COMPILE = "torch.compile"   # key of the wrapper that core's compile node adds
 ROLE = "interspatial_role"   # an evaluation beside the run's own, such as a reflection's: a name, in the options
+ROLE_STEP = "interspatial_role_step"   # beside ROLE: the step that such an evaluation serves
 
 
 @dataclass(eq=False)
@@ -188,11 +189,14 @@ def _publish(patches: tuple[Patch, ...], report: Report, last: LastReport) -> No
         show_text(report.tallies[patch].line(), patch.node_id)
 
 
-def _predict_noise(executor, x, timestep, *args, **kwargs):
+def _predict_noise(executor, x, timestep, model_options=None, *args, **kwargs):
     run = executor.class_obj.model_options["transformer_options"].get(RUN)
-    if run is not None:
+    options = (model_options or {}).get("transformer_options", {})
+    if run is not None and ROLE in options:
+        run.begin_aside(options[ROLE_STEP])
+    elif run is not None:
         run.begin_call(float(timestep.flatten()[0]))
-    return executor(x, timestep, *args, **kwargs)
+    return executor(x, timestep, model_options or {}, *args, **kwargs)
 
 
 def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):

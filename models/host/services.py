@@ -10,6 +10,7 @@ import comfy.model_management
 import comfy.model_sampling
 import comfy.utils
 import folder_paths
+import torch
 
 from ..families import Family, family_of
 
@@ -27,6 +28,17 @@ def model_sampling(model):
 def is_flow(sampling) -> bool:
     """True where sigma is the share of noise, as in the models of rectified flow."""
     return isinstance(sampling, comfy.model_sampling.CONST)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, with what torch holds there without using it. Asks the driver."""
+    return comfy.model_management.get_free_memory(device)
+
+
+def other_cache(model) -> str | None:
+    """The name of a step cache of ComfyUI's own on a MODEL, None without one."""
+    holder = model.model_options.get("transformer_options", {}).get("easycache")
+    return None if holder is None else type(holder).__name__.removesuffix("Holder")
 
 
 def check_interrupt() -> None:

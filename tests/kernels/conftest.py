@@ -234,6 +234,27 @@ def mass_launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Launch]:
 
 
 @pytest.fixture
+def sum_launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Launch]:
+    """What the Triton backend of the weighted sum launches for a call on a device; nothing runs."""
+    pytest.importorskip("triton")
+    from interspatial.kernels import triton_weighted_sum, triton_weighted_sum_kernel
+
+    seen: list[Launch] = []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda **arguments: seen.append(Launch(triton_weighted_sum_kernel.sum_kernel, grid, arguments))
+
+    monkeypatch.setattr(triton_weighted_sum, "_kernels", lambda: (SimpleNamespace(sum_kernel=Recorder()), ""))
+
+    def record(call: object) -> Launch:
+        triton_weighted_sum.weigh(call)
+        return seen.pop()
+
+    return record
+
+
+@pytest.fixture
 def case() -> type[Case]:
     return Case
 

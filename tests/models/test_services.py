@@ -34,6 +34,15 @@ def test_check_interrupt(comfy):
     host.check_interrupt()
 
 
+def test_free_memory_of_the_cpu_is_what_the_system_has(comfy):
+    import psutil
+    import torch
+    from interspatial.models import host
+
+    free = host.free_memory(torch.device("cpu"))
+    assert isinstance(free, int) and 0 < free <= psutil.virtual_memory().total
+
+
 def test_progress_bar(comfy, monkeypatch):
     import comfy.utils
     from interspatial.models import host

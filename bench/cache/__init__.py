@@ -1,0 +1,1 @@
+"""Evidence for step caches and for guidance."""
