@@ -9,7 +9,7 @@ over its tokens, from the residual stream after attention. The decisions are Gum
            + distance to the frozen base
 
 What differs from the paper: the last term; 12 in place of 2; noise of the decisions that fades out, so that the end of
-the training sees what the executor does; biases that start lower, for a thousand steps and not 200,000; 16 MLP groups
+the training sees what the executor does; biases that start lower, for some thousand steps, not 200,000; 16 MLP groups
 where the paper has as many as heads (this model has 2); and the norm of queries and keys, which in Wan's models spans
 all heads and here spans the heads that are kept, so that the others need not be computed.
 """

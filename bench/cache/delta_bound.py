@@ -12,8 +12,8 @@ its least time over the rounds.
 from __future__ import annotations
 
 import argparse
+import math
 import time
-from dataclasses import dataclass, field
 
 import torch
 from interspatial.models import host
@@ -22,45 +22,9 @@ from interspatial.models.cache.pace import Fixed
 from interspatial.models.cache.step_cache import StepCache
 from interspatial.models.report import Card
 
-from bench.inprocess import Settings, sample
+from .speed import STEPS, clocked, rounds, wan
 
-STEPS = 6   # a multiple of every N
 VARIANTS = ((2, 0.6, "rear"), (2, 0.6, "front"), (3, 0.6, "rear"), (2, 0.75, "rear"))
-TEXT = 4096
-
-
-@dataclass
-class Clocked:
-    """Seconds of every evaluation, by step. Outermost, so the cache is in it."""
-
-    steps: list[list[float]] = field(default_factory=lambda: [[] for _ in range(STEPS)])
-
-    def why_not(self, step) -> None:
-        return None
-
-    def evaluate(self, step) -> torch.Tensor:
-        start = time.process_time()
-        out = step.proceed()
-        self.steps[step.run.step].append(time.process_time() - start)
-        return out
-
-    def least(self) -> list[float]:
-        """Of every step; the first round warms up."""
-        return [min(seconds[1:]) for seconds in self.steps]
-
-
-def wan(dim: int, blocks: int):
-    """A MODEL of ComfyUI's Wan with random weights."""
-    import comfy.ldm.wan.model
-    import comfy.ops
-    import comfy.sd
-
-    module = comfy.ldm.wan.model.WanModel(
-        dim=dim, ffn_dim=4 * dim, num_heads=dim // 128, num_layers=blocks, in_dim=16, text_dim=TEXT,
-        dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)  # fmt: skip
-    draw = torch.Generator().manual_seed(0)
-    return comfy.sd.load_diffusion_model_state_dict(
-        {name: torch.randn(x.shape, generator=draw) * 0.02 for name, x in module.state_dict().items()})
 
 
 def patched(model, interval: int, fraction: float, side: str):
@@ -83,17 +47,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    plain = wan(args.dim, args.blocks)
-    models = {None: plain} | {variant: patched(plain, *variant) for variant in VARIANTS}
-    clocks = {name: Clocked() for name in models}
-    models = {name: host.attach_step(model, Card("clock", "measure"), clocks[name]) for name, model in models.items()}
-    t, h, w = args.grid
-    prompt = [[torch.randn(1, 64, TEXT, generator=torch.Generator().manual_seed(1)), {}]]
-    for _ in range(args.rounds + 1):
-        for model in models.values():
-            sample(model, prompt, prompt, torch.zeros(1, 16, t, 2 * h, 2 * w), Settings(steps=STEPS, cfg=1.0))
+    plain = wan(args.dim, 4 * args.dim, args.blocks)
+    models, clocks = clocked({None: plain, **{v: patched(plain, *v) for v in VARIANTS}}, time.process_time)
+    rounds(models, args.rounds, args.grid)
     dense = clocks[None].least()
-    print(f"Dense: {sum(dense) / STEPS * 1e3:.0f} ms a step, {t * h * w} tokens, {args.blocks} blocks of {args.dim}")
+    print(f"Dense: {sum(dense) / STEPS * 1e3:.0f} ms a step, {math.prod(args.grid)} tokens, {args.blocks} blocks of "
+          f"{args.dim}")
     print("| N | C of D | side | full step, ms | cached step, ms | speed | bound | share of it |\n|" + " --- |" * 8)
     for variant in VARIANTS:
         interval, fraction, side = variant

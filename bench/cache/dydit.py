@@ -121,15 +121,17 @@ def seconds(variants: dict[str, int]) -> dict[str, float]:
 
 
 def follow(variant: str, steps: int, count: int, results: dict) -> None:
-    """Score prompts that are not scored yet. Kept for each: shirt, direction, count right (0 or 1)."""
+    """Score prompts that are not scored yet. Kept for each prompt: shirt, direction, count right or not, as "110"."""
     model = model_of(variant)
-    scores = results.setdefault("scores", {}).setdefault(variant, [])
+    scores = results.setdefault("scores", {}).get(variant, "").split()
     for i, prompt in list(enumerate(scene.split_prompts()[1][:count]))[len(scores) :]:
         clip = decode(latent_of(model, prompt, i, steps))
-        scores.append([int(s) for s in right(judge.judge(clip), wanted(prompt)).tolist()])
+        scores.append("".join(str(int(s)) for s in right(judge.judge(clip), wanted(prompt)).tolist()))
+        results["scores"][variant] = " ".join(scores)
         if (i + 1) % 5 == 0:
             write(results)
-            print(variant, i + 1, [round(100 * sum(c) / len(scores), 1) for c in zip(*scores, strict=True)], flush=True)
+            shares = [100 * column.count("1") / len(scores) for column in zip(*scores, strict=True)]
+            print(variant, len(scores), *(f"{share:.1f}" for share in shares), flush=True)
     if model is not video_model("t2v"):
         results.setdefault("reports", {})[variant] = host.report_of(model)
     write(results)

@@ -8,6 +8,7 @@ from interspatial.models.guidance import CfgRoles, ModelRoles, PromptRoles, Refl
 from interspatial.models.report import Card
 from interspatial.models.schedule import StepWindow
 from interspatial.tests.models.guidance.reflected import ALL, EMPTY, TINY, Watch, sample, wrapped
+from interspatial.tests.models.probes import attach
 from interspatial.tests.models.tinies import BY_NAME
 
 
@@ -153,3 +154,27 @@ def test_the_interrupt_passes(comfy):
     with pytest.raises(management.InterruptProcessingException):
         sample(model, wrapped(CfgRoles()))
     assert [seen[0] for seen in watch.seen] == ["strong"], "the weak part is not evaluated any more"
+
+
+def test_attention_patches_work_in_all_parts(comfy):
+    """Three evaluations of the run and two for each of two reflections, in two layers."""
+    trace: list = []
+    model = attach(TINY.model(), "ours", "sparse", trace)
+    sample(model, wrapped(CfgRoles()), cfg=1.0)
+    assert len(trace) == (3 + 2 * 2) * 2
+
+
+def test_context_windows_are_kept_in_all_parts(comfy):
+    import comfy.context_windows as windows
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+    from interspatial.models import host
+
+    model = ContextWindowsManualNode.execute(
+        TINY.model(), 4, 1, windows.ContextSchedules.STATIC_STANDARD, 1, False, windows.ContextFuseMethods.PYRAMID, 2,
+        False).result[0]
+    watch = Watch()
+    latent = torch.zeros(1, 16, 9, 8, 8)
+    model = host.attach_step(model, Card("watch", "measure"), watch)
+    assert sample(model, wrapped(CfgRoles()), steps=2, latent=latent).isfinite().all()
+    order = (("strong", 0), ("weak", 0), (None, 0), (None, 1))
+    assert [seen[:2] for seen in watch.seen] == [place for place in order for _ in range(3)], "three windows each"
