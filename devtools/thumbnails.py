@@ -27,6 +27,8 @@ PICTURES = {  # by the filename prefix of the node that saves it
     "attention_looks": DOCS / "attention_looks.jpg",
     "sparse_pattern": DOCS / "sparse_pattern.jpg",
     "error_target": DOCS / "error_target.jpg",
+    "cache_plan": DOCS / "cache_plan.jpg",
+    "step_cache": DOCS / "step_cache.jpg",
 }
 
 

@@ -36,6 +36,7 @@ from interspatial.models.puppet import scene
 from interspatial.models.report import Card
 
 from ..inprocess import SHIFT, Settings, conditioning, decode, empty_latent, sample, video_model
+from ..results_file import Results
 
 BLOCKS = Blocks("tile", 2)  # 80 blocks of 4 tokens; 8 x 8 would be a whole frame of this small model
 TAILS = {"row": "row", "block": "block", "off": None}
@@ -132,26 +133,8 @@ def with_backend(model, backend: Callable):
     return model
 
 
-class Results:
-    """Rows by their name, written as they come."""
-
-    def __init__(self, path: Path, args: argparse.Namespace) -> None:
-        self.path = path
-        self.content = json.loads(path.read_text()) if path.exists() else {"method": __doc__, "rows": {}}
-        self.content["settings"] = {"steps": args.steps, "prompts": args.prompts, "torch": torch.__version__}
-
-    @property
-    def rows(self) -> dict:
-        return self.content["rows"]
-
-    def put(self, name: str, row: dict) -> None:
-        self.rows.setdefault(name, {}).update(row)
-        self.path.write_text(json.dumps(self.content, indent=1) + "\n")
-        print(name, {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
-
-
 def run(args: argparse.Namespace) -> None:
-    results = Results(args.json, args)
+    results = Results(args.json, __doc__, steps=args.steps, prompts=args.prompts)
     if "control" in args.parts:
         for dtype in (torch.float32, torch.bfloat16):
             for name, row in control(dtype, args).items():

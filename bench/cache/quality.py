@@ -37,6 +37,7 @@ from interspatial.models.puppet import scene
 from interspatial.models.report import Card
 
 from ..inprocess import CFG, Settings, conditioning, decode, empty_latent, psnr, sample, video_model
+from ..results_file import Results
 
 CONTROLS = ("euler", "res_multistep", "dpmpp_2m", "uni_pc")
 STEPS = (50, 20, 8)
@@ -142,26 +143,8 @@ def places(steps: int, config: Config) -> torch.Tensor:
     return torch.cat([sigmas[ran], sigmas[-1:]])
 
 
-class Results:
-    """Rows by their name, written as they come."""
-
-    def __init__(self, path: Path, args: argparse.Namespace) -> None:
-        self.path = path
-        self.content = json.loads(path.read_text()) if path.exists() else {"method": __doc__, "rows": {}}
-        self.content["settings"] = {"prompts": args.prompts, "cfg": CFG, "torch": torch.__version__}
-
-    @property
-    def rows(self) -> dict:
-        return self.content["rows"]
-
-    def put(self, name: str, row: dict) -> None:
-        self.rows[name] = row
-        self.path.write_text(json.dumps(self.content, indent=1) + "\n")
-        print(f"{name}: {row['psnr']:.2f} dB, {row['evaluations']:.1f} evaluations", flush=True)
-
-
 def run(args: argparse.Namespace) -> None:
-    results = Results(args.json, args)
+    results = Results(args.json, __doc__, prompts=args.prompts, cfg=CFG)
     for name, model, settings, sigmas in rows(args):
         if name not in results.rows:
             row = measure(model, settings, args, sigmas)

@@ -1,7 +1,7 @@
 """Does reflection pay? Prompt following and motion at equal numbers of model evaluations, on the tiny model.
 
     python -m bench.cache.w2sd --json bench/results/w2sd.json [--count 60]
-    python -m bench.cache.w2sd --json bench/results/w2sd.json --table > bench/results/w2sd.md
+    python -m bench.cache.w2sd --json bench/results/w2sd.json --table
 
 Held-out prompts, one seed each, judged by code from the pixels: shirt, direction, number of puppets, and all three.
 Arms have 12 or 24 evaluations, counted by a hook that sees them. Each reflection stands beside its control, the

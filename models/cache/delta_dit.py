@@ -9,23 +9,19 @@ Differs from the paper: the difference may also be forecast by a line through th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from .job import Job
-from .registry import CacheMethod, cache
-from .spans import Detour, forget, in_stacks, kept, say_blocks, stack_sizes, why_no_spans
-from .weights import newton
-
-FORECASTS = ("reuse", "linear")
+from .registry import cache
+from .spans import Addition, Detour, forecast_input, forget, in_stacks, kept, say_blocks, stack_sizes, why_no_spans
 
 
 @cache("delta_dit")
 @dataclass(frozen=True)
-class DeltaDiT(CacheMethod):
+class DeltaDiT(Addition):
     """cached_fraction: share of the blocks that a forecast leaves out
     switch: percent of the model's noise range, 0 to 1; rear blocks are left out before it, front blocks after it
     forecast: the last difference as it is, or a line through the last two
@@ -37,11 +33,6 @@ class DeltaDiT(CacheMethod):
 
     label: ClassVar[str] = "Delta-DiT"
     summary: ClassVar[str] = "leaves out rear blocks early, front blocks late"
-    blocks: ClassVar[bool] = True
-
-    @property
-    def keeps(self) -> int:
-        return 1 + FORECASTS.index(self.forecast)
 
     @staticmethod
     def inputs(io) -> list:
@@ -51,12 +42,8 @@ class DeltaDiT(CacheMethod):
             io.Float.Input("switch", default=0.5, min=0.0, max=1.0, step=0.05,
                            tooltip="Where front blocks take the place of rear blocks, as a share of the noise range: "
                                    "0 is pure noise, 1 the finished picture."),
-            io.Combo.Input("forecast", options=list(FORECASTS), default="linear",
-                           tooltip="What the blocks add: as it was last, or a line through the last two."),
+            forecast_input(io),
         ]
-
-    def weigh(self, us: Sequence[float], u: float) -> list[float]:
-        return newton(us, u, FORECASTS.index(self.forecast))
 
     def why_not(self, job: Job) -> str | None:
         if reason := why_no_spans(job):

@@ -7,7 +7,7 @@ blocks add is taken from there. The test of WaveSpeed and Cache-DiT (DBCache wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import ClassVar
@@ -18,12 +18,10 @@ from torch import Tensor
 from ..block_visits import Streams
 from .history import Track
 from .job import Job, Parts
-from .registry import CacheMethod, cache
+from .registry import cache
 from .sites import flat
-from .spans import Detour, in_stacks, kept, say_blocks, stack_sizes, why_no_spans
-from .weights import newton
+from .spans import Addition, Detour, forecast_input, in_stacks, kept, say_blocks, stack_sizes, why_no_spans
 
-FORECASTS = ("reuse", "linear")
 KIND = "rest"
 
 
@@ -62,7 +60,7 @@ class Choice:
 
 @cache("first_block")
 @dataclass(frozen=True)
-class FirstBlock(CacheMethod):
+class FirstBlock(Addition):
     """threshold: relative L1 change below which the rest is left out
     first_blocks: how many blocks always run, all of the first stack
     max_skips: forecasts in a row, 0: no limit
@@ -77,11 +75,6 @@ class FirstBlock(CacheMethod):
     label: ClassVar[str] = "First Block"
     summary: ClassVar[str] = "runs the first blocks and looks at their change"
     decides: ClassVar[bool] = True
-    blocks: ClassVar[bool] = True
-
-    @property
-    def keeps(self) -> int:
-        return 1 + FORECASTS.index(self.forecast)
 
     @staticmethod
     def inputs(io) -> list:
@@ -92,12 +85,8 @@ class FirstBlock(CacheMethod):
             io.Int.Input("first_blocks", default=1, min=1, max=16,
                          tooltip="Blocks that always run. More of them judge better and save less."),
             io.Int.Input("max_skips", default=3, min=0, max=50, tooltip="Forecasts in a row. 0: no limit."),
-            io.Combo.Input("forecast", options=list(FORECASTS), default="linear",
-                           tooltip="What the other blocks add: as it was last, or a line through the last two."),
+            forecast_input(io),
         ]
-
-    def weigh(self, us: Sequence[float], u: float) -> list[float]:
-        return newton(us, u, FORECASTS.index(self.forecast))
 
     def why_not(self, job: Job) -> str | None:
         if reason := why_no_spans(job):

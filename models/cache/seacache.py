@@ -103,11 +103,11 @@ class SeaCache:
         x = video_of(job)
         if memory.power is None:
             memory.power = picture_power(tuple(x.shape[2:]), self.exponent, x.device)
-        now, before = picture_part(x, memory.power, job.tick.sigma, job.tick.flow), memory.last
+        now, before = picture_part(x, memory.power.to(x.device), job.tick.sigma, job.tick.flow), memory.last
         if gap == 1:
             memory.changed = 0.0
         if before is not None:
-            memory.changed += change(before, now).item()   # the one wait for the device in a step
+            memory.changed += change(before.to(x.device), now).item()   # the one wait for the device in a step
         memory.last = now
         return gap > self.max_skips or memory.changed > self.threshold
 

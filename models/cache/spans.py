@@ -10,13 +10,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
 from ..block_visits import Streams, visiting_blocks
 from .history import Weigh
 from .job import Job
+from .registry import CacheMethod
 from .sites import joined, rows_of, why_no_blocks, why_no_rows
+from .weights import newton
+
+FORECASTS = ("reuse", "linear")
+
+
+class Addition(CacheMethod):
+    """A method that forecasts what blocks add to the streams: as it was last, or by a line through the last two."""
+
+    blocks: ClassVar[bool] = True
+    forecast: str = "linear"
+
+    @property
+    def keeps(self) -> int:
+        return 1 + FORECASTS.index(self.forecast)
+
+    def weigh(self, us: Sequence[float], u: float) -> list[float]:
+        return newton(us, u, FORECASTS.index(self.forecast))
+
+
+def forecast_input(io):
+    """The widget of `Addition.forecast`; `io` is ComfyUI's node schema module."""
+    return io.Combo.Input("forecast", options=list(FORECASTS), default="linear",
+                          tooltip="What the blocks add: as it was last, or a line through the last two.")  # fmt: skip
 
 
 def stack_sizes(job: Job) -> list[int]:

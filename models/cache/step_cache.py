@@ -38,7 +38,7 @@ class Settled:
 
 @dataclass
 class Memory:
-    """What decides for the evaluations of one place (latent shape, device, window).
+    """What decides for the evaluations of one latent shape and window, on all devices that share them.
 
     step: the step that was decided last    ran: the last step in which the model ran
     """
@@ -70,6 +70,8 @@ class StepCache:
     def why_not(self, step: StepCall) -> str | None:
         if step.forward.position is None:
             return "the guider of this run shows no sampler calls"
+        if step.other_cache:
+            return f"{step.other_cache} is on the model too, and neither sees what the other one leaves out"
         if reason := why_refused(step.run.schedule.sampler):
             return reason
         job = self.job(step)
@@ -110,7 +112,8 @@ class StepCache:
     def evaluate(self, step: StepCall) -> Tensor:
         """returns: the denoised output, [B, C, ...]"""
         job = self.job(step)
-        memory = step.state(None, Memory, "memory")
+        shape, window = tuple(step.x.shape[1:]), step.forward.window
+        memory = step.run.state((step.owner, "memory"), None, -1, shape, window, Memory)
         if step.role is not None:
             memory.other_role = job.tick.step   # its step runs in full: what a reflection moves is not forecast
             return step.proceed()

@@ -25,7 +25,7 @@ from ..report import Card, Report, Tally, log
 from ..run import Run
 from ..schedule import Schedule
 from .chain import FORWARD, RUN, AttentionChain
-from .services import is_flow, model_sampling, show_text
+from .services import cache_in, is_flow, model_sampling, show_text
 
 # Kinds of patches, outermost first: what measures sees everything below it, what steers adds to what saves time, what
 # a cache runs may run with fewer parts, and a number format serves all of them.
@@ -96,6 +96,11 @@ class StepCall:
     def role(self) -> str | None:
         """Name of the part in which the model is evaluated beside the run's own evaluations; None for those."""
         return self.options.get(ROLE)
+
+    @property
+    def other_cache(self) -> str | None:
+        """The name of a step cache of ComfyUI's own that is at work in this run, None without one."""
+        return cache_in(self.options)
 
     def state(self, branch: Branch | None, factory: Callable[[], State], kind: str = "") -> State:
         """What this method keeps for this branch (None: for all of them) and `place` until the run ends.

@@ -4,7 +4,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import comfy.model_management
 import comfy.model_sampling
@@ -37,7 +38,12 @@ def free_memory(device: torch.device) -> int:
 
 def other_cache(model) -> str | None:
     """The name of a step cache of ComfyUI's own on a MODEL, None without one."""
-    holder = model.model_options.get("transformer_options", {}).get("easycache")
+    return cache_in(model.model_options.get("transformer_options", {}))
+
+
+def cache_in(options: Mapping[str, Any]) -> str | None:
+    """The same, of the transformer_options of a run."""
+    holder = options.get("easycache")
     return None if holder is None else type(holder).__name__.removesuffix("Holder")
 
 

@@ -67,6 +67,16 @@ def test_core_caches_are_refused_by_name(node, tiny, kind):
         cached(node, model)
 
 
+def test_a_core_cache_wired_behind_makes_it_stand_aside(node, tiny):
+    import comfy_extras.nodes_easycache as core
+    from interspatial.models import host
+    from interspatial.tests.models.tinies import sample
+
+    model = core.EasyCacheNode.execute(cached(node, tiny.model()), 0.2, 0.15, 0.95, False).args[0]
+    sample(model, tiny, steps=4)
+    assert "0/4 steps" in host.report_of(model) and "EasyCache is on the model too" in host.report_of(model)
+
+
 @pytest.mark.parametrize("method", ["taylorseer", "spectrum", "reuse", "delta_dit", "first_block"])
 @pytest.mark.parametrize("schedule", ["preset", "fixed", "growing", "seacache"])
 def test_every_choice_runs_with_its_defaults(node, tiny, method, schedule):
