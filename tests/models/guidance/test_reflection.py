@@ -25,7 +25,8 @@ class Toy:
 
         self.sampling = Flow() if kind == "flow" else Noise()
         self.inner_model = SimpleNamespace(model_sampling=self.sampling, scale_latent_inpaint=None)
-        self.model_patcher = SimpleNamespace(get_model_object=lambda name: self.sampling, model=self)
+        patcher = {"get_model_object": lambda name: self.sampling, "model": self, "model_options": {}}
+        self.model_patcher = SimpleNamespace(**patcher)
         self.cfg, self.conds, self.calls = 2.0, {"positive": [], "negative": []}, []
 
     def predict_noise(self) -> None: ...
