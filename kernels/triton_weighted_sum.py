@@ -1,8 +1,8 @@
 """The weighted sum in Triton: each number is read once and written once; CUDA and ROCm.
 
 Tensors may have rows apart from each other, as the entries of a batch, or the video in a row that ends with sound: the
-kernel knows one distance for each. Others are copied first. One binary for each K, dtype, base or none, and whether
-lengths are multiples of 8; no length, distance or weight compiles anything.
+kernel knows one distance for each. Others are copied first. One binary for each K, dtype, and whether lengths are
+multiples of 8; no length, distance or weight compiles anything.
 """
 # K tensors   R rows   M numbers of a row
 
@@ -56,7 +56,7 @@ def weigh(call: SumCall) -> Tensor:
     kernels, reason = _kernels()
     if kernels is None:
         raise RuntimeError(f"A weighted sum cannot run in Triton: {reason}.")
-    given = [*call.tensors, *(() if call.base is None else (call.base,))]
+    given = list(call.tensors)
     out = torch.empty_like(given[0])  # has the strides of a tensor without gaps
     if not out.numel():
         return out
@@ -82,15 +82,14 @@ def _kernels() -> tuple[ModuleType | None, str]:
 def _launch(
     kernels: ModuleType, call: SumCall, given: list[Tensor], out: Tensor, length: int, steps: list[int]
 ) -> None:
-    """length: of the rows    steps: distance of the rows of each tensor, that of the base last"""
+    """length: of the rows    steps: distance of the rows of each tensor"""
     count, parts = len(call.tensors), -(-length // BLOCK)
     unit = 1 if any(n % UNIT for n in (length, *steps)) else UNIT
-    terms = [(x, w, step // unit) for x, w, step in zip(given[:count], call.weights, steps[:count], strict=True)]
+    terms = [(x, w, step // unit) for x, w, step in zip(given, call.weights, steps, strict=True)]
     terms += [(out, 0.0, 0)] * (MOST - count)  # the kernel for K tensors does not read them
     named = {f"{name}{k}": value for k, term in enumerate(terms) for name, value in zip("xws", term, strict=True)}
     kernels.sum_kernel[(out.numel() // length * parts,)](
-        **named, base=out if call.base is None else given[-1], base_step=steps[-1] // unit, out=out,
-        length=length // unit, parts=parts, K=count, BASE=call.base is not None, UNIT=unit, BLOCK=BLOCK, num_warps=4,
+        **named, out=out, length=length // unit, parts=parts, K=count, UNIT=unit, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from .triton_attend_kernel import INTERPRETED
 
 __all__ = ["INTERPRETED", "sum_kernel"]
 
-SUM_INTS = (*(f"s{k}" for k in range(8)), "base_step", "length", "parts")
+SUM_INTS = (*(f"s{k}" for k in range(8)), "length", "parts")
 
 
 @triton.jit
@@ -26,12 +26,11 @@ def _numbers(x, step, row, at, here, UNIT: tl.constexpr):
 @triton.jit(do_not_specialize=SUM_INTS)
 def sum_kernel(
     x0, x1, x2, x3, x4, x5, x6, x7, w0, w1, w2, w3, w4, w5, w6, w7, s0, s1, s2, s3, s4, s5, s6, s7,
-    base, base_step, out, length, parts,
-    K: tl.constexpr, BASE: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    out, length, parts, K: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out = base + sum over k < K of w_k * x_k in float32; grid (R * parts,).
+    """out = sum over k < K of w_k * x_k in float32; grid (R * parts,).
 
-    x0 ... x7, base: rows of M numbers, s0 ... s7 and base_step units apart; out: [R, M]
+    x0 ... x7: rows of M numbers, s0 ... s7 units apart; out: [R, M]
     """
     row = (tl.program_id(0) // parts).to(tl.int64)
     at = (tl.program_id(0) % parts).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -52,6 +51,4 @@ def sum_kernel(
         total += w6 * _numbers(x6, s6, row, at, here, UNIT)
     if K > 7:
         total += w7 * _numbers(x7, s7, row, at, here, UNIT)
-    if BASE:
-        total += _numbers(base, base_step, row, at, here, UNIT)
     tl.store(out + row * size + at, total.to(out.dtype.element_ty), mask=here)

@@ -29,11 +29,10 @@ CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class SumCall:
-    """The arguments of `weighted_sum` with the scale multiplied into the weights."""
+    """The arguments of `weighted_sum`."""
 
     tensors: tuple[Tensor, ...]
     weights: tuple[float, ...]
-    base: Tensor | None = None
 
     @property
     def q(self) -> Tensor:
@@ -49,7 +48,7 @@ class SumCall:
         first = self.tensors[0]
         if not first.is_floating_point():
             return f"the tensors are {first.dtype}; it takes floating point numbers"
-        for x in (*self.tensors, *(() if self.base is None else (self.base,))):
+        for x in self.tensors:
             if (x.shape, x.dtype, x.device) != (first.shape, first.dtype, first.device):
                 return (
                     f"{x.dtype} {list(x.shape)} on {x.device} is among {first.dtype} {list(first.shape)} on "
@@ -58,38 +57,27 @@ class SumCall:
         return None
 
 
-def weighted_sum_reference(
-    tensors: Sequence[Tensor], weights: Sequence[float], base: Tensor | None = None, scale: float = 1.0
-) -> Tensor:
+def weighted_sum_reference(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """In float64, all at once; the contract is that of `weighted_sum`."""
-    total = scale * sum(w * x.double() for w, x in zip(weights, tensors, strict=True))
-    return (total if base is None else base.double() + total).to(tensors[0].dtype)
+    return sum(w * x.double() for w, x in zip(weights, tensors, strict=True)).to(tensors[0].dtype)
 
 
-def weighted_sum(
-    tensors: Sequence[Tensor],
-    weights: Sequence[float],
-    base: Tensor | None = None,
-    scale: float = 1.0,
-    *,
-    backend: str | None = None,
-) -> Tensor:
-    """base + scale * sum over k of weights[k] * tensors[k], accumulated in float32 (float64 in float64).
+def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], *, backend: str | None = None) -> Tensor:
+    """The sum over k of weights[k] * tensors[k], accumulated in float32 (float64 in float64).
 
     tensors: K >= 1 of one shape, dtype and device, at any strides
-    base: like one of them; None: 0
     backend: the name of one of BACKENDS, which then must take the call
     returns: a new tensor like one of them; contiguous, unless the strides of all of them agree
     raises: ValueError with the reason of `SumCall.why_not`, or of the backend that was asked for
     """
-    return BACKENDS.run(SumCall(tuple(tensors), tuple(scale * float(w) for w in weights), base), backend)
+    return BACKENDS.run(SumCall(tuple(tensors), tuple(map(float, weights))), backend)
 
 
 def _in_torch(call: SumCall) -> Tensor:
     if call.tensors[0].dtype in (torch.bfloat16, torch.float16):
         return _in_parts(call)
     (x, *others), (w, *weights) = call.tensors, call.weights
-    total = x * w if call.base is None else torch.add(call.base, x, alpha=w)
+    total = x * w
     for x, w in zip(others, weights, strict=True):
         total.add_(x, alpha=w)
     return total
@@ -100,14 +88,11 @@ def _in_parts(call: SumCall) -> Tensor:
     first = call.tensors[0]
     out = first.new_empty(first.shape)
     size = max(1, min(CHUNK, out.numel()) if out.device.type == "cpu" else out.numel())
-    lead, weight, rest = (call.base, 1.0, 0) if call.base is not None else (first, call.weights[0], 1)
-    parts = [x.reshape(-1).split(size) for x in (out, lead, *call.tensors[rest:])]
+    parts = [x.reshape(-1).split(size) for x in (out, *call.tensors)]
     sums = torch.empty(size, dtype=torch.float32, device=out.device)
     for into, start, *others in zip(*parts, strict=True):
-        total = sums[: len(into)].copy_(start)
-        if weight != 1.0:
-            total.mul_(weight)
-        for x, w in zip(others, call.weights[rest:], strict=True):
+        total = sums[: len(into)].copy_(start).mul_(call.weights[0])
+        for x, w in zip(others, call.weights[1:], strict=True):
             total.add_(x, alpha=w)
         into.copy_(total)
     return out

@@ -4,7 +4,7 @@
 
 In turn in one process, minimum of --rounds after a warm-up. copy: `clone`, as much memory as can be written at best;
 whole: every product and sum over all numbers in float32, as torch does it without more ado; then each backend that
-takes the call. "replay" is x - sigma * forecast of the site "output", in one pass by base and scale, and in three.
+takes the call.
 On the CPU the thread's own time counts, so that other programs do not. GB/s: K tensors read and one written.
 
 On a GPU, --blocks tries other shares of a program than the one the kernel has.
@@ -25,7 +25,6 @@ from interspatial.kernels.weighted_sum import BACKENDS, SumCall, weighted_sum, w
 from torch import Tensor
 
 WEIGHTS = (2.5, -2.0, 0.5, -0.25, 0.125, 0.0625, -0.03, 0.01)  # as large as those of a line and a parabola
-SIGMA = 0.7
 
 
 def milliseconds(call: Callable[[], object], device: str) -> float:
@@ -57,9 +56,6 @@ def candidates(tensors: list[Tensor], blocks: list[int]) -> dict[str, Callable[[
         for block in blocks if name == "triton" else blocks[:1]:
             label = f"triton {block}" if name == "triton" else name
             found[label] = lambda name=name, block=block: in_blocks(tensors, weights, name, block)
-    base = tensors[-1]
-    found["replay, 1 pass"] = lambda: weighted_sum(tensors, weights, base, -SIGMA)
-    found["replay, 3 passes"] = lambda: base - SIGMA * weighted_sum(tensors, weights)
     return found
 
 
@@ -82,9 +78,8 @@ def measure(megabytes: float, dtype: torch.dtype, count: int, args: argparse.Nam
     want = weighted_sum_reference(tensors, WEIGHTS[:count]).double()
     rows = []
     for name, ms in best.items():
-        plain = name not in ("copy",) and not name.startswith("replay")
-        error = float((named[name]().double() - want).norm() / want.norm()) if plain else None
-        moved = (2 if name == "copy" else count + 1 + name.startswith("replay")) * numbers * dtype.itemsize
+        error = float((named[name]().double() - want).norm() / want.norm()) if name != "copy" else None
+        moved = (2 if name == "copy" else count + 1) * numbers * dtype.itemsize
         rows.append({"MB": megabytes, "dtype": str(dtype)[6:], "K": count, "way": name, "ms": ms,
                      "GB/s": moved / ms / 1e6, "error": error})  # fmt: skip
     return rows
