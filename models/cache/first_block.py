@@ -97,9 +97,13 @@ class FirstBlock(Addition):
         """Run the first blocks, then the rest or its forecast. must: this step runs in full"""
         step, sizes = job.step, stack_sizes(job)
         where = (None, -1, tuple(step.x.shape[1:]), step.forward.window)
-        choice, ledger = step.run.state((step.owner, "choice"), *where, Choice), job.ledger
-        if not any(choice.start is track for track in ledger.tracks):
-            ledger.tracks.append(choice.start)
+        tracks = job.ledger.tracks
+
+        def make() -> Choice:
+            tracks.append((choice := Choice()).start)
+            return choice
+
+        choice = step.run.state((step.owner, "choice"), *where, make)
         first = choice.claim(job.tick.call)
         spans = in_stacks(sizes, self._count(job), sum(sizes))
         able = not must and kept(job, spans, KIND)

@@ -43,13 +43,11 @@ class Job:
         """What is kept under `kind` for a branch, device and window."""
 
         def make() -> Track:
-            return Track(self.keeps, self.settled.history, ledger.room)
+            ledger.tracks.append(track := Track(self.keeps, self.settled.history, ledger.room))
+            return track
 
         ledger = self.ledger
-        track = self.step.state(branch, make, f"track {kind}")
-        if not any(track is other for other in ledger.tracks):
-            ledger.tracks.append(track)
-        return track
+        return self.step.state(branch, make, f"track {kind}")
 
     @property
     def ledger(self) -> Ledger:
