@@ -25,7 +25,7 @@ from .plan import Shares
 from .routers import Affine, BlockRouter, TokenHead, TokenSelector
 
 MARK, VERSION = "interspatial_dynamic_router", 1
-PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+UNSAFE = (".pt", ".pth", ".bin", ".ckpt")
 CHANGES = "diffusion_model."
 DYDIT = re.compile(r"(?:^|\.)(blocks)\.(\d+)\.(attn_rate\.router|mlp_rate\.router|token_selection\.mlp_head\.[02])"
                    r"\.(weight|bias)$")  # fmt: skip
@@ -55,8 +55,8 @@ def read_router(path: str | Path) -> RouterFile:
     """
     path = Path(path)
     try:
-        if path.suffix in PICKLED:
-            raise ValueError("it is a pickle, which may run any code when it is opened")
+        if path.suffix in UNSAFE:
+            raise ValueError("its format may hold code that runs when it is opened")
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(MARK, "{}"))
             names = list(file.keys())
@@ -68,8 +68,8 @@ def read_router(path: str | Path) -> RouterFile:
         said = f"{error} is missing in it" if isinstance(error, KeyError) else error
         raise ValueError(
             f"The router file {path} cannot be used: {said}. Accepted: safetensors with routers named as in DyDiT or "
-            "DyFLUX. A .pt file that you trust becomes one in Python: safetensors.torch.save_file({k: v.contiguous() "
-            "for k, v in torch.load('router.pt', weights_only=True)['module'].items()}, 'router.safetensors')."
+            "DyFLUX. A .pt file that you trust becomes one by safetensors.torch.save_file: the help page of Load "
+            "Dynamic Router says how."
         ) from error
 
 

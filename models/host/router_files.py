@@ -7,7 +7,7 @@ import folder_paths
 from .services import add_model_folder
 
 FOLDER = "dynamic_routers"
-SUFFIXES = {".safetensors", ".pt", ".pth"}  # pickles are listed so that choosing one says how to convert it
+SUFFIXES = {".safetensors", ".pt", ".pth"}  # the last two only so that choosing one says how to convert it
 
 
 def router_files() -> list[str]:
