@@ -6,14 +6,13 @@ from comfy_api.latest import io, ui
 
 from ..models import host
 from ..models.attention import METHODS, ORDERS, Blocks
-from ..models.host.sampling import SAMPLERS, SCHEDULERS, sample
+from ..models.host.sampling import sample
 from ..models.measure import error_sheet, error_table, looks_picture
 from ..models.measure.attention_error import AttentionMeter, Findings, Place
 from ..models.measure.candidates import candidates, middle_density, parse_densities, parse_methods
 from ..models.report import Card
+from .run_inputs import run_settings
 from .speed import TAILS
-
-# Not all that ComfyUI has: its list changes from version to version, and attention looks alike under any of them.
 
 
 class MeasureAttentionError(io.ComfyNode):
@@ -86,16 +85,7 @@ def run_inputs() -> list:
                               tooltip="The negative prompt of the run. Without it the run has no guidance."),
         io.Vae.Input("vae", optional=True,
                      tooltip="Decodes the frames that the looks are laid over; without it they lie over the latent."),
-        io.Int.Input("seed", default=0, min=0, max=2**53, control_after_generate=True, optional=True,
-                     tooltip="Noise of the run."),
-        io.Int.Input("steps", default=20, min=1, max=10000, optional=True,
-                     tooltip="Steps of the run, as many as you render with."),
-        io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, optional=True,
-                       tooltip="Guidance of the run, as you render with; 1 without a negative prompt."),
-        io.Combo.Input("sampler", options=list(SAMPLERS), default="euler", optional=True, advanced=True,
-                       tooltip="Sampler of the run."),
-        io.Combo.Input("scheduler", options=list(SCHEDULERS), default="simple", optional=True, advanced=True,
-                       tooltip="Noise schedule of the run."),
+        *run_settings("Steps of the run, as many as you render with."),
     ]  # fmt: skip
 
 

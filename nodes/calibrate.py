@@ -14,9 +14,10 @@ from ..models.attention.pattern_findings import Findings
 from ..models.attention.patterns import FRAMES, HEADS
 from ..models.attention.sparse_vdit import LINK
 from ..models.host.pattern_files import class_name, new_pattern_path, pattern_files, pattern_path
-from ..models.host.sampling import SAMPLERS, SCHEDULERS, sample
+from ..models.host.sampling import sample
 from ..models.measure.pattern_picture import describe, draw_pattern
 from ..models.report import Card
+from .run_inputs import run_settings
 from .speed import TAILS
 
 PATTERN = io.Custom(LINK)
@@ -110,16 +111,7 @@ def run_inputs() -> list:
         io.Conditioning.Input("negative", optional=True,
                               tooltip="The negative prompt of the run. Without it the run has no guidance. It is not "
                               "measured."),
-        io.Int.Input("seed", default=0, min=0, max=1 << 53, control_after_generate=True, optional=True,
-                     tooltip="Noise of the run."),
-        io.Int.Input("steps", default=20, min=1, max=10000, optional=True,
-                     tooltip="Steps of the run; 10 or more see the whole noise range."),
-        io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, optional=True,
-                       tooltip="Guidance of the run, as you render with; 1 without a negative prompt."),
-        io.Combo.Input("sampler", options=list(SAMPLERS), default="euler", optional=True, advanced=True,
-                       tooltip="Sampler of the run. Another one may use the pattern."),
-        io.Combo.Input("scheduler", options=list(SCHEDULERS), default="simple", optional=True, advanced=True,
-                       tooltip="Noise schedule of the run. Another one may use the pattern."),
+        *run_settings("Steps of the run; 10 or more see the whole noise range.", " Another one may use the pattern."),
     ]  # fmt: skip
 
 
