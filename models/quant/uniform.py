@@ -1,0 +1,104 @@
+"""Evenly spaced values: one step per output channel, and a zero point below 8 bits."""
+# N outputs   K inputs
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...kernels import pack_bits
+from .basis import Basis
+from .format import Coded, Format
+
+CLIPS = tuple(1 - i / 50 for i in range(20))  # shares of the range that are tried, 0.62 to 1
+
+
+class Uniform(Format):
+    """What formats with evenly spaced values share.
+
+    8 bits: -127 to 127 around 0; fewer: 0 to 2^b - 1 less a zero point, as ViDiT-Q and min-max rounding have it.
+    """
+
+    widths = (2, 3, 4, 6, 8)
+
+    def values(self, coded: Coded) -> Tensor:
+        return self.integers(coded)[0].float()
+
+    def integers(self, coded: Coded) -> tuple[Tensor, Tensor]:
+        if coded.bits == 8:
+            return coded.codes, coded.scale
+        codes = pack_bits.unpack(coded.codes, coded.bits, coded.shape[1])
+        return codes.to(torch.int8) - coded.table.to(torch.int8), coded.scale
+
+    def recode(self, coded: Coded, weight: Tensor, seed: int = 0) -> Coded:
+        rotated = coded.basis.weight(weight.float())
+        scale, zero = ranges(rotated, coded.bits)
+        return rounded(rotated, scale, zero, coded, seed)
+
+    def why_not_table(self, coded: Coded) -> str | None:
+        if coded.bits == 8:
+            return None if coded.table is None else "codes of 8 bits have no zero point"
+        if coded.table is None or tuple(coded.table.shape) != (coded.shape[0], 1) or coded.table.dtype != torch.uint8:
+            return "its zero point is no uint8 of one per row"
+        return None
+
+    def size(self, shape, bits, stats=None) -> int:
+        rows, columns = shape
+        return rows * columns * bits // 8 + 4 * rows + (rows if bits < 8 else 0)
+
+
+def encode_uniform(name: str, weight: Tensor, bits: int, basis: Basis, clip: bool) -> Coded:
+    """weight: [N, K]. clip: look for the range of least squared error, else from the least to the largest value"""
+    rotated = basis.weight(weight.float())
+    scale, zero = best_ranges(rotated, bits) if clip else ranges(rotated, bits)
+    empty = Coded(name, bits, tuple(weight.shape), rotated, scale, zero, basis)
+    return rounded(rotated, scale, zero, empty, 0)
+
+
+def ranges(weight: Tensor, bits: int, share: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    """Step [N, 1] and zero point [N, 1] uint8 (None: 0) of min-max rounding, with 0 among the values."""
+    if bits == 8:
+        return weight.abs().amax(1, keepdim=True).mul(share).clamp_min(1e-12) / 127, None
+    low = weight.amin(1, keepdim=True).clamp_max(0) * share
+    high = weight.amax(1, keepdim=True).clamp_min(0) * share
+    scale = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
+    return scale, (-low / scale).round().to(torch.uint8)
+
+
+def best_ranges(weight: Tensor, bits: int) -> tuple[Tensor, Tensor | None]:
+    """As `ranges`, with the share of CLIPS that errs least for each row."""
+    scale, zero = ranges(weight, bits)
+    least = _error(weight, scale, zero, bits)
+    for share in CLIPS[1:]:
+        other, other_zero = ranges(weight, bits, share)
+        error = _error(weight, other, other_zero, bits)
+        better = error < least
+        scale, least = torch.where(better, other, scale), torch.where(better, error, least)
+        zero = None if zero is None else torch.where(better, other_zero, zero)
+    return scale, zero
+
+
+def rounded(weight: Tensor, scale: Tensor, zero: Tensor | None, like: Coded, seed: int) -> Coded:
+    """`like` with the codes of a weight in its basis."""
+    codes = _codes(weight, scale, zero, like.bits, seed)
+    codes = codes.to(torch.int8) if zero is None else pack_bits.pack(codes.to(torch.uint8), like.bits)
+    return replace(like, codes=codes, scale=scale, table=zero)
+
+
+def _codes(weight: Tensor, scale: Tensor, zero: Tensor | None, bits: int, seed: int = 0) -> Tensor:
+    steps = weight / scale
+    if seed > 0:
+        generator = torch.Generator(weight.device).manual_seed(seed)
+        steps = (steps + torch.rand(steps.shape, device=weight.device, generator=generator)).floor_()
+    else:
+        steps = steps.round_()
+    if zero is None:
+        return steps.clamp_(-127, 127)
+    return steps.add_(zero).clamp_(0, 2**bits - 1)
+
+
+def _error(weight: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    codes = _codes(weight, scale, zero, bits)
+    return ((codes if zero is None else codes - zero) * scale - weight).square_().sum(1, keepdim=True)
