@@ -13,6 +13,8 @@ from .basis import Basis
 from .format import Coded, Format
 
 CLIPS = tuple(1 - i / 50 for i in range(20))  # shares of the range that are tried, 0.62 to 1
+ON_GRID = 1e-3  # of a step: nearer than this a weight is on a value, off it by the arithmetic of a rotation and back
+SLACK = 0.5  # of a step, beyond the range: it rounds to the last value
 
 
 class Uniform(Format):
@@ -35,6 +37,10 @@ class Uniform(Format):
     def recode(self, coded: Coded, weight: Tensor, seed: int = 0) -> Coded:
         rotated = coded.basis.weight(weight.float())
         scale, zero = ranges(rotated, coded.bits)
+        # A row that fits into its old range keeps it: then a weight that has not changed comes back bit for bit.
+        fits = _fits(rotated / coded.scale, coded.table, coded.bits)
+        scale = torch.where(fits, coded.scale, scale)
+        zero = None if zero is None else torch.where(fits, coded.table, zero)
         return rounded(rotated, scale, zero, coded, seed)
 
     def why_not_table(self, coded: Coded) -> str | None:
@@ -91,12 +97,21 @@ def _codes(weight: Tensor, scale: Tensor, zero: Tensor | None, bits: int, seed: 
     steps = weight / scale
     if seed > 0:
         generator = torch.Generator(weight.device).manual_seed(seed)
-        steps = (steps + torch.rand(steps.shape, device=weight.device, generator=generator)).floor_()
+        chance = torch.rand(steps.shape, device=weight.device, generator=generator)
+        whole = steps.round()
+        steps = torch.where((steps - whole).abs() < ON_GRID, whole, (steps + chance).floor_())
     else:
         steps = steps.round_()
     if zero is None:
         return steps.clamp_(-127, 127)
     return steps.add_(zero).clamp_(0, 2**bits - 1)
+
+
+def _fits(steps: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    """[N, 1]: True where all steps [N, K] round to values that there are."""
+    low, high = (-127, 127) if zero is None else (0, 2**bits - 1)
+    steps = steps if zero is None else steps + zero
+    return (steps.amin(1, keepdim=True) >= low - SLACK) & (steps.amax(1, keepdim=True) <= high + SLACK)
 
 
 def _error(weight: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
