@@ -27,13 +27,13 @@ def layer_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tens
 
 def why_not_sliced(layer: nn.Module) -> str | None:
     """Why parts of a layer's weight cannot stand for parts of the layer, or None."""
+    weight = layer.weight
+    if type(weight) not in (nn.Parameter, Tensor) or not weight.is_floating_point() or weight.element_size() < 2:
+        return "the model's weights are quantised, and a part of such a weight is not one of its own"
     if not isinstance(layer, comfy.ops.CastWeightBiasOp) or not isinstance(layer, (nn.Linear, nn.RMSNorm)):
         return "the model's layers are of a kind that is not ComfyUI's own"
     if "forward" in vars(layer):
         return "another patch replaces single layers of the model"
-    weight = layer.weight
-    if type(weight) not in (nn.Parameter, Tensor) or not weight.is_floating_point() or weight.element_size() < 2:
-        return "the model's weights are quantised, and a part of such a weight is not one of its own"
     return None
 
 

@@ -16,8 +16,8 @@ from comfy_kitchen.tensor.base import BaseLayoutParams, dequantize_args
 from torch import Tensor
 
 from ..quant.basis import Basis
-from ..quant.format import FORMATS, Coded, Format, dense
-from ..quant.linear import linear
+from ..quant.compiled import dense, linear
+from ..quant.format import FORMATS, Coded, Format
 from ..quant.weights_file import OURS, as_marker, conf_of
 
 FIELDS = ("scale", "table", "mask", "turns", "order")  # of Params that may hold tensors

@@ -7,7 +7,10 @@ import comfy.ops
 import torch
 from comfy.quant_ops import QuantizedTensor
 
+from ..quant.weights_file import read_marker
 from .quant_layouts import algo_name, is_coded, marker_of
+
+WHOLE = ("int8_tensorwise", "float8_e4m3fn", "float8_e5m2")  # formats of core with one number for each weight
 
 
 def quantised_ops(compute_dtype: torch.dtype, device: torch.device) -> type:
@@ -22,13 +25,21 @@ def quantised_ops(compute_dtype: torch.dtype, device: torch.device) -> type:
 
     class QuantisedOps(base):
         class Linear(base.Linear):
+            beside = hooked = ()  # LoRAs that are added to the output instead of the weight: quant_patcher.py
+
+            def forward(self, input, *args, **kwargs):
+                out = super().forward(input, *args, **kwargs)
+                for lora in (*self.beside, *self.hooked):
+                    out = lora(input, out)
+                return out
+
             def _load_from_state_dict(self, state_dict, prefix, *others):
                 weight, (missing, _, errors) = state_dict.get(f"{prefix}weight"), others[-3:]
+                if weight is not None and _is_whole(prefix, state_dict) and tuple(weight.shape) != self._orig_shape:
+                    errors.append(f"{prefix}weight is {list(weight.shape)}, and {list(self._orig_shape)} belongs there")
+                    return
                 if not is_coded(weight):
                     super()._load_from_state_dict(state_dict, prefix, *others)
-                    return
-                if tuple(weight.shape) != self._orig_shape:
-                    errors.append(f"{prefix}weight is {list(weight.shape)} in the file, here {list(self._orig_shape)}")
                     return
                 state_dict.pop(f"{prefix}weight")
                 self.quant_format = algo_name(weight.layout_cls.form.name)
@@ -50,6 +61,12 @@ def quantised_ops(compute_dtype: torch.dtype, device: torch.device) -> type:
                 return found
 
     return QuantisedOps
+
+
+def _is_whole(prefix: str, state_dict: dict) -> bool:
+    """True when the weight of a layer has the shape of the layer: in all formats but those of core that pack or pad."""
+    marker = state_dict.get(f"{prefix}comfy_quant")
+    return marker is None or read_marker(prefix.rstrip("."), marker).get("format") in WHOLE
 
 
 def why_full_precision(layer) -> str | None:

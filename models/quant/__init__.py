@@ -1,4 +1,4 @@
 """Quantised weights: formats, which layers take which, files, and plans of mixed precision."""
 from __future__ import annotations
 
-from . import rtn, vidit_q  # noqa: F401  (registers them)
+from . import lrq, rtn, vidit_q, vq4  # noqa: F401  (registers them)

@@ -58,6 +58,7 @@ class Format:
     widths: bits per weight that it offers
     needs: what `encode` is told by a calibration: "" nothing, "stats" gains from it
     side: at these widths and below a LoRA is added beside the weight, since rounding would swallow it
+    table_by_row: a table of N rows has one for each row of the weight
     """
 
     name: ClassVar[str]
@@ -65,14 +66,18 @@ class Format:
     summary: ClassVar[str]
     widths: ClassVar[tuple[int, ...]]
     needs: ClassVar[str] = ""
-    side: ClassVar[int] = 4
+    side: ClassVar[int] = 6  # a LoRA's effect, rounded into 6 bits: cosine 0.988, beside: 0.997 (bench/quant/lora.py)
+    table_by_row: ClassVar[bool] = True
 
     def why_not(self, shape: tuple[int, int], bits: int) -> str | None:
         """Why a layer of this shape cannot be kept in this format and width, or None."""
         raise NotImplementedError
 
     def encode(self, weight: Tensor, bits: int, stats: LayerStats | None = None) -> Coded:
-        """weight: [N, K] in any float dtype. The same input gives the same codes."""
+        """weight: [N, K] in any float dtype. The same input gives the same codes.
+
+        raises: ValueError for a weight that is not finite, see `check_finite`
+        """
         raise NotImplementedError
 
     def recode(self, coded: Coded, weight: Tensor, seed: int = 0) -> Coded:
@@ -117,6 +122,22 @@ def dense(coded: Coded) -> Tensor:
     """The weight [N, K] in float32, in the original basis."""
     values = FORMATS[coded.format].values(coded)
     return coded.basis.original(values * coded.scale)
+
+
+def check_finite(weight: Tensor) -> None:
+    """raises: ValueError for a weight that no format can keep"""
+    if not bool(weight.isfinite().all()):
+        raise ValueError("The weight holds values that are not finite (NaN or infinite), and no format can keep them. "
+                         "Leave the layer as it is, or take another file.")  # fmt: skip
+
+
+def rows_of(coded: Coded, start: int, stop: int) -> Coded:
+    """Rows `start` to `stop` of a weight as a weight of their own, for what would not fit in memory at once."""
+    table = coded.table
+    if table is not None and table.ndim == 2 and len(table) == coded.shape[0] and FORMATS[coded.format].table_by_row:
+        table = table[start:stop]
+    shape = (len(range(coded.shape[0])[start:stop]), coded.shape[1])
+    return replace(coded, shape=shape, codes=coded.codes[start:stop], scale=coded.scale[start:stop], table=table)
 
 
 def settings(form: Format) -> dict:

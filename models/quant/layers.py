@@ -13,8 +13,8 @@ from ...kernels.block_hadamard import SIZES
 Shape = tuple[int, ...]
 
 KEPT = re.compile(
-    r"embed|patchify|img_in|txt_in|vector_in|guidance|time_|byt5|clip|img_emb|adaln|modulation|mod\.lin|_mod\.|norm"
-    r"|head\.|final_layer|proj_out|out_layer|vace_patch|audio_|face_|token_refiner|connector|caption",
+    r"embed|patchify|img_in|txt_in|vector_in|guidance|time_|byt5|clip|img_emb|adaln|modulation|mod\.lin|_mod\.|mod_[xy]"
+    r"|norm|head\.|final_layer|proj_out|vace_patch|audio_|music_|face_|token_refiner|connector|caption",
     re.IGNORECASE,
 )
 NUMBERED = re.compile(r"(^|\.)\d+\.")

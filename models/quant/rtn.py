@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...kernels import pack_bits
 from .basis import Basis
-from .format import Coded, weight_format
+from .format import Coded, check_finite, weight_format
 from .uniform import Uniform, encode_uniform
 
 
@@ -22,4 +22,5 @@ class RoundToNearest(Uniform):
         return pack_bits.why_not(shape[1], bits)
 
     def encode(self, weight: Tensor, bits: int, stats=None) -> Coded:
+        check_finite(weight)
         return encode_uniform(self.name, weight, bits, Basis(), clip=False)

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from ...kernels import pack_bits
+from ...kernels.decode_codes import decode_uniform
 from .basis import Basis
+from .feedback import feed
 from .format import Coded, Format
 
+AT_ONCE = 2**22  # weights that are encoded at a time: the search takes some 6 copies in float32, 100 MB
 CLIPS = tuple(1 - i / 50 for i in range(20))  # shares of the range that are tried, 0.62 to 1
 ON_GRID = 1e-3  # of a step: nearer than this a weight is on a value, off it by the arithmetic of a rotation and back
 SLACK = 0.5  # of a step, beyond the range: it rounds to the last value
@@ -31,8 +34,7 @@ class Uniform(Format):
     def integers(self, coded: Coded) -> tuple[Tensor, Tensor]:
         if coded.bits == 8:
             return coded.codes, coded.scale
-        codes = pack_bits.unpack(coded.codes, coded.bits, coded.shape[1])
-        return codes.to(torch.int8) - coded.table.to(torch.int8), coded.scale
+        return decode_uniform(coded.codes, coded.bits, coded.shape[1], coded.table), coded.scale
 
     def recode(self, coded: Coded, weight: Tensor, seed: int = 0) -> Coded:
         rotated = coded.basis.weight(weight.float())
@@ -55,10 +57,26 @@ class Uniform(Format):
         return rows * columns * bits // 8 + 4 * rows + (rows if bits < 8 else 0)
 
 
-def encode_uniform(name: str, weight: Tensor, bits: int, basis: Basis, clip: bool) -> Coded:
-    """weight: [N, K]. clip: look for the range of least squared error, else from the least to the largest value"""
+def encode_uniform(
+    name: str, weight: Tensor, bits: int, basis: Basis, clip: bool, carry: Tensor | None = None
+) -> Coded:
+    """weight: [N, K]. clip: look for the range of least squared error, else from the least to the largest value
+    carry: for error feedback, see there
+    """
+    step = max(1, AT_ONCE // weight.shape[1])
+    parts = [_encoded(name, rows, bits, basis, clip, carry) for rows in weight.split(step)]
+    if len(parts) == 1:
+        return parts[0]
+    table = None if bits == 8 else torch.cat([part.table for part in parts])
+    codes, scale = torch.cat([part.codes for part in parts]), torch.cat([part.scale for part in parts])
+    return Coded(name, bits, tuple(weight.shape), codes, scale, table, basis)
+
+
+def _encoded(name: str, weight: Tensor, bits: int, basis: Basis, clip: bool, carry: Tensor | None) -> Coded:
     rotated = basis.weight(weight.float())
     scale, zero = best_ranges(rotated, bits) if clip else ranges(rotated, bits)
+    if carry is not None:
+        rotated = feed(rotated, carry, lambda columns, start: _on_grid(columns, scale, zero, bits))
     empty = Coded(name, bits, tuple(weight.shape), rotated, scale, zero, basis)
     return rounded(rotated, scale, zero, empty, 0)
 
@@ -107,6 +125,12 @@ def _codes(weight: Tensor, scale: Tensor, zero: Tensor | None, bits: int, seed: 
     return steps.add_(zero).clamp_(0, 2**bits - 1)
 
 
+def _on_grid(weight: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    """The nearest values that the rows have."""
+    codes = _codes(weight, scale, zero, bits)
+    return (codes if zero is None else codes - zero) * scale
+
+
 def _fits(steps: Tensor, zero: Tensor | None, bits: int) -> Tensor:
     """[N, 1]: True where all steps [N, K] round to values that there are."""
     low, high = (-127, 127) if zero is None else (0, 2**bits - 1)
@@ -115,5 +139,4 @@ def _fits(steps: Tensor, zero: Tensor | None, bits: int) -> Tensor:
 
 
 def _error(weight: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
-    codes = _codes(weight, scale, zero, bits)
-    return ((codes if zero is None else codes - zero) * scale - weight).square_().sum(1, keepdim=True)
+    return (_on_grid(weight, scale, zero, bits) - weight).square_().sum(1, keepdim=True)

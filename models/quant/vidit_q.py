@@ -17,7 +17,8 @@ from torch import Tensor
 from ...kernels import pack_bits
 from ...kernels.block_hadamard import SIZES, block_of
 from .basis import Basis
-from .format import Coded, weight_format
+from .feedback import carry_in
+from .format import Coded, check_finite, weight_format
 from .stats import LayerStats
 from .uniform import Uniform, encode_uniform
 
@@ -27,10 +28,12 @@ from .uniform import Uniform, encode_uniform
 class ViDiTQ(Uniform):
     """alpha: how much of the balance the weights bear, 0 to 1; the released kernels have 0.5665
     clip: below 8 bits, search the range of each row
+    feedback: make up for the error of a column in those after it, where the calibration kept the gram
     """
 
     alpha: float = 0.5665
     clip: bool = True
+    feedback: bool = True
 
     label: ClassVar[str] = "ViDiT-Q"
     summary: ClassVar[str] = "balanced and rotated channels, evenly spaced values, int8 activations per token"
@@ -43,9 +46,11 @@ class ViDiTQ(Uniform):
         return pack_bits.why_not(shape[1], bits)
 
     def encode(self, weight: Tensor, bits: int, stats: LayerStats | None = None) -> Coded:
+        check_finite(weight)
         mask = None if stats is None else channel_mask(weight, stats.peaks, self.alpha)
         basis = Basis(block_of(weight.shape[1]), mask)
-        return encode_uniform(self.name, weight, bits, basis, self.clip and bits < 8)
+        carry = carry_in(basis, stats, weight.device) if self.feedback else None
+        return encode_uniform(self.name, weight, bits, basis, self.clip and bits < 8, carry)
 
     def size(self, shape, bits, stats=None) -> int:
         return super().size(shape, bits) + (4 * shape[1] if stats is not None else 0)
@@ -57,6 +62,6 @@ def channel_mask(weight: Tensor, peaks: Tensor, alpha: float) -> Tensor:
     Its geometric mean is set to 1: a common factor changes nothing, and numbers near 1 are safe in 16 bits.
     peaks: [K], largest absolute activation of each channel
     """
-    weights = weight.float().abs().amax(0).clamp_min(1e-5)
+    weights = weight.abs().amax(0).float().clamp_min(1e-5)
     mask = weights**alpha / peaks.float().clamp_min(1e-3) ** (1 - alpha)
     return mask / mask.log().mean().exp()

@@ -255,6 +255,35 @@ def sum_launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Launch]:
 
 
 @pytest.fixture
+def quant_launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
+    """What the Triton backends of quantised weights launch in a function on meta or CPU tensors; nothing runs."""
+    pytest.importorskip("triton")
+    from interspatial.kernels import triton_decode_codes, triton_device, triton_int8, triton_round_rows
+
+    if triton_device.found()[0]:
+        pytest.skip("TRITON_INTERPRET is set, so there are no kernels to compile")
+    seen: list[Launch] = []
+
+    class Recorder:
+        def __init__(self, kernel: object) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda **arguments: seen.append(Launch(self.kernel, grid, arguments))
+
+    for module, name in ((triton_decode_codes, "decode"), (triton_round_rows, "round"), (triton_int8, "int8")):
+        kernel = Recorder(getattr(module._kernels(), f"{name}_kernel"))
+        monkeypatch.setattr(module, "_kernels", lambda name=name, k=kernel: SimpleNamespace(**{f"{name}_kernel": k}))
+
+    def record(run: Callable[[], object]) -> list[Launch]:
+        seen.clear()
+        run()
+        return list(seen)
+
+    return record
+
+
+@pytest.fixture
 def case() -> type[Case]:
     return Case
 
