@@ -4,7 +4,10 @@
 | -------------- | --------------------------------------------------------- | --------------------------------- |
 | `block_attend` | attention over kept key blocks, the rest as a pooled tail | triton (CUDA, ROCm), gather (any) |
 | `block_mass`   | softmax mass of every pair of blocks                      | triton (CUDA, ROCm), gather (any) |
+| `decode_codes` | packed codes to whole numbers, levels or vectors          | triton (CUDA, ROCm), torch (any)  |
+| `int8_linear`  | int8 weights by activations rounded to int8 per token     | comfy_kitchen, triton, torch      |
 | `pool_blocks`  | weighted block means and the log of their weights         | torch (any device)                |
+| `round_rows`   | rows masked, rotated and rounded to int8                  | triton (CUDA, ROCm), torch (any)  |
 | `sol_attend`   | attention by the rule of Sol-Attn, which picks its blocks | comfy_kitchen 0.2.40 (CUDA, ROCm) |
 | `weighted_sum` | tensors times numbers, summed in float32 in one pass      | triton (CUDA, ROCm), torch (any)  |
 
@@ -13,5 +16,6 @@ A backend is a module, `triton_attend.py` or `gather_mass.py`, with the operatio
 `BACKENDS` says why not, backend by backend. The tables that all of them read are in `block_plan.py`. Behind the gather
 backend of `block_attend` stand `ordered_rows.py` (CPU), `kept_rows.py` (devices) and `dense_rows.py` (full rows).
 
-Imports torch only. Triton is imported where its kernels are first asked for, comfy_kitchen where `sol_attend` is.
+Imports torch only. Triton is imported where its kernels are first asked for, comfy_kitchen where `sol_attend`
+and `int8_linear` ask for it.
 """

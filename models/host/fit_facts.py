@@ -81,6 +81,7 @@ def choices() -> list[Choice]:
 
 
 def _followed(model, shapes, question: Question, dtype, scratch: Mapping, notes: list[str]) -> DryForward | None:
+    comfy.model_management.throw_exception_if_processing_interrupted()
     try:
         return dry_forward(model, shapes, question.prompts, dtype, scratch, question.positive)
     except ValueError as error:

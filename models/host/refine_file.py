@@ -64,7 +64,8 @@ def refine_file(
     ready = {block: _ready(names, writer, writer.notes[block]) for block, names in blocks.items()
              if block in writer.notes}  # fmt: skip
     if len(ready) < len(blocks):
-        for block, found in refined_blocks(teacher, student, evaluations(), effort, tick, ready):
+        dtypes = {name.removesuffix(".bias"): entry.dtype for name, entry in source.entries.items()}
+        for block, found in refined_blocks(teacher, student, evaluations(), effort, tick, ready, dtypes):
             writer.add(block, _tensors(found, source).items(), [found.before, found.after])
     errors = {block: tuple(writer.notes[block]) for block in blocks}
     if "rest" not in writer.notes:
@@ -102,8 +103,7 @@ def _tensors(found: Refined, source: FileSource) -> dict[str, Tensor]:
     for name, coded in found.weights.items():
         act_bits = read_marker(name, source.read(f"{name}.{MARKER}"))["act_bits"]
         tensors |= layer_tensors(name, coded, act_bits)
-    return tensors | {f"{name}.bias": bias.to(source.entries[f"{name}.bias"].dtype)
-                      for name, bias in found.biases.items()}  # fmt: skip
+    return tensors | {f"{name}.bias": bias for name, bias in found.biases.items()}
 
 
 def _done_before(path: Path, fingerprint: str) -> RefinedFile | None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import comfy.model_management
+import torch
 from torch import Tensor, nn
 
 from ..block_visits import covered
@@ -54,7 +55,7 @@ def why_not_refined(teacher, student) -> str | None:
 
 def refined_blocks(
     teacher, student, evaluations: Sequence[Evaluation], effort: Effort, tick: Callable[[], None],
-    ready: Mapping[str, Refined] = MappingProxyType({}),
+    ready: Mapping[str, Refined] = MappingProxyType({}), dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Refined]]:  # fmt: skip
     """Each block's name and what became of it, in order. Outside of it the student is as it was.
 
@@ -62,6 +63,7 @@ def refined_blocks(
     evaluations: of the teacher, see `recorded`
     tick: called often; may raise the user's interrupt
     ready: blocks of an earlier run, which are taken as they are and not given again
+    dtypes: that biases are kept in, by name of the layer
     """
     device = comfy.model_management.get_torch_device()
     precise, coarse = network_of(teacher), network_of(student)
@@ -78,6 +80,8 @@ def refined_blocks(
                     layers = {name: _learned(precise, coarse, name, effort, device) for name in names}
                     trained = TrainableBlock(coarse, block, layers, device)
                     found = refine_block(layers, lambda i, t=trained, c=calls: t.error(c[i]), len(calls), effort, tick)
+                found = replace(found, biases={name: bias.to(dtypes.get(name, bias.dtype))
+                                               for name, bias in found.biases.items()})  # fmt: skip
                 yield block, found
             done.enter_context(covered(
                 (coarse.get_submodule(name), _forward(found, name, device)) for name in names

@@ -18,7 +18,7 @@ Shape = tuple[int, int]
 GIB = 2**30  # what makers of cards call a GB
 CONTROL = "rtn"  # the format that others are measured against; nobody is told to take it
 PCIE = 25e9  # bytes a second from memory to the card: PCIe 4.0 with 16 lanes has 32 on paper, 24 to 26 are seen
-DECODING = 8  # bytes a weight of a part that is decoded, above the result: 7.8 at most in all formats, in bfloat16
+DECODING = 16  # bytes a weight of a part that is decoded, above the result: 12 to 16 by the trace of torch's allocator
 PART = AT_ONCE["cuda"]  # weights that are decoded together
 LAYERS_AHEAD = 2  # on the card while weights stream: the one that computes and the one that arrives
 

@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .codebook import nearest_few
+from .feedback import gram_in
 from .format import FORMATS, Coded, dense
+from .reconsider import reconsidered
 
 HEAD = 2.0  # logit of the vector that the file has, others 0: 0.88 of two candidates
 SURE = 1e4  # logit of a settled one
@@ -45,6 +47,8 @@ class LearnedLayer:
         self.bias = None if bias is None else bias.detach().float().clone().requires_grad_()
         self.book: Tensor | None = None
         self._held: Tensor | None = None
+        self._gram: Tensor | None = None
+        self._rotated: Tensor | None = None
         if isinstance(self._form, Vectored):
             self._choose(weight, candidates)
         else:
@@ -52,6 +56,9 @@ class LearnedLayer:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N]"""
+        if self._gram is not None:
+            rows = x.detach().reshape(-1, x.shape[-1]).float()
+            self._gram.addmm_(rows.t(), rows)
         weight = self.weight() if self._held is None else self._held
         return F.linear(x, weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
@@ -89,20 +96,43 @@ class LearnedLayer:
         numbers = self.choices.gather(1, self.logits.argmax(1, keepdim=True)).reshape(self.coded.shape[0], -1)
         return self._form.with_vectors(self.coded, numbers, self.book * self.unit, scale)
 
+    def watch(self) -> None:
+        """From now on the products of what comes in are summed."""
+        if self._rotated is not None:
+            columns = self.coded.shape[1]
+            self._gram = torch.zeros(columns, columns, device=self._rotated.device)
+
+    @torch.no_grad()
+    def reconsider(self, passes: int) -> None:
+        """Each group becomes the vector that is best beside all others of its row, for what came in since `watch`."""
+        if self._gram is None:
+            return
+        gram, self._gram = gram_in(self.coded.basis, self._gram), None
+        book, scale = self.book * self.unit, self.coded.scale * self.gain.exp()
+        numbers = self.choices.gather(1, self.logits.argmax(1, keepdim=True)).reshape(self.coded.shape[0], -1)
+        self._offer(reconsidered(self._rotated, numbers, book, scale, gram, passes))
+
     def hold(self, coded: Coded | None) -> None:
         """Compute with this weight; None: with what is being learned."""
         self._held = None if coded is None else dense(coded)
 
     def _choose(self, weight: Tensor, candidates: int) -> None:
         numbers, book = self._form.vectors(self.coded)
-        vectors = (self.coded.basis.weight(weight.float()) / self.coded.scale).reshape(-1, book.shape[1])
-        first = numbers.reshape(-1, 1).long()
-        several = torch.cat((first, nearest_few(vectors, book, candidates)[1]), 1)
-        again = several[:, 1:] == first
-        order = F.pad(again, (1, 0)).to(torch.uint8).argsort(dim=1, stable=True)[:, :candidates]
-        self.choices = several.gather(1, order)
+        self._rotated, self._count = self.coded.basis.weight(weight.float()), candidates
         self.unit = book.square().mean().sqrt()
         self.book = (book / self.unit).requires_grad_()
+        self._offer(numbers)
+
+    @torch.no_grad()
+    def _offer(self, numbers: Tensor) -> None:
+        """Candidates anew, the first of which are these. numbers: [N, J]"""
+        book = self.book * self.unit
+        vectors = (self._rotated / (self.coded.scale * self.gain.exp())).reshape(-1, book.shape[1])
+        first = numbers.reshape(-1, 1).long()
+        several = torch.cat((first, nearest_few(vectors, book, self._count)[1]), 1)
+        again = several[:, 1:] == first
+        order = F.pad(again, (1, 0)).to(torch.uint8).argsort(dim=1, stable=True)[:, : self._count]
+        self.choices = several.gather(1, order)
         logits = torch.zeros(self.choices.shape, device=book.device)
         logits[:, 0] = HEAD
         self.logits = logits.requires_grad_()

@@ -31,7 +31,6 @@ from .stats import LayerStats
 
 METRICS = ("content", "motion", "text")
 DETAILS = ("layer", "module", "role")
-PROBE = 4   # bits that layers are tried with, or the nearest there are
 SAMPLE = 2**20   # weights whose rounding is looked at for each choice: whole rows, evenly taken
 
 
@@ -68,16 +67,25 @@ def usable(shapes: Mapping[str, tuple[int, int]], choices: Iterable[Choice]) -> 
 
 
 def probe_of(choices: Iterable[Choice]) -> Choice:
-    """The choice that a layer is tried with; the others follow from it by their weight errors."""
-    return min(choices, key=lambda choice: (abs(choice.bits - PROBE), choice))
+    """The choice that a layer is tried with; the others follow from it by their weight errors.
+
+    The one with the fewest bits: small errors follow from large ones better than the reverse (tiny model: tried at 4
+    bits, single layers come out up to four times too good at 2 bits, where a softmax no longer answers in proportion),
+    and a large error stands clear of the rounding of the model itself.
+    """
+    return min(choices, key=lambda choice: (choice.bits, choice.format))
 
 
 @dataclass
 class Findings:
     """Sums over steps and runs; outlives them and holds no tensor of the model's device.
 
+    Each step counts the same, by its own energy: of the sums that were tried, this one tells the error of the finished
+    clip best (tiny model, ten roles at 2 bits, text: log ratio to the clip's error has a deviation of 0.21, with sums
+    of squares over sums of energies 0.32).
+
     energy: [3] float64, of the model's own output, by METRICS
-    errors: [3] float64 of each trial
+    errors: [3] float64 of each trial, shares of the energy of their step
     weights: squared relative error of a weight, by layer and choice
     shapes: of the layers' weights
     calls: outputs that were compared
@@ -95,8 +103,8 @@ class Findings:
         return tuple(bool(value > 0) for value in self.energy)
 
     def relative(self, trial: str) -> Tensor:
-        """[3], errors as shares of the energy of the model's own output; 0 for what was not seen."""
-        return torch.where(self.energy > 0, self.errors[trial] / self.energy.clamp_min(1e-300), 0.0)
+        """[3], errors as shares of the energy of the model's own output, mean over steps; 0 for what was not seen."""
+        return self.errors[trial] / max(1, self.calls)
 
 
 @dataclass(frozen=True)
@@ -179,10 +187,12 @@ class Sensitivity:
         parts = {cond: part.to(video.device) for cond, part in parts.items()}
         energies = decoupled(parts[0], parts[1] if self.guided else None).cpu().double()
         if trial is None:
+            waiting["energy"] = energies   # all trials of this step become complete in this very call too
             self.found.energy += energies
             self.found.calls += 1
         else:
-            self.found.errors[name] = self.found.errors.get(name, 0) + energies
+            shares = torch.where(waiting["energy"] > 0, energies / waiting["energy"].clamp_min(1e-300), 0.0)
+            self.found.errors[name] = self.found.errors.get(name, 0) + shares
 
 
 def measured_steps(count: int, total: int) -> tuple[int, ...]:
