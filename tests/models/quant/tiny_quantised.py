@@ -92,6 +92,12 @@ def with_lora(model, tensors: Mapping[str, torch.Tensor], strength: float = 1.0)
         return comfy.sd.load_lora_for_models(model, None, dict(tensors), strength, 0.0)[0]
 
 
+def codes(model) -> dict[str, torch.Tensor]:
+    """Every tensor of the layers' weights."""
+    tensors = network_of(model).state_dict()
+    return {name: x.clone() for name, x in tensors.items() if ".weight" in name}
+
+
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
