@@ -26,7 +26,8 @@ from ..models.report import Card
 
 ACTIVATIONS = io.Custom("INTERSPATIAL_ACTIVATIONS")
 PLAN = io.Custom("INTERSPATIAL_QUANT_PLAN")
-CHOICES = {f"{form.label} {bits}-bit": Choice(name, bits) for name, form in FORMATS.items() for bits in form.widths}
+CHOICES = {choice.label: choice for name, form in FORMATS.items() for bits in form.widths
+           if (choice := Choice(name, bits))}  # fmt: skip
 DEFAULT = "ViDiT-Q 8-bit"
 CONNECTED = "the connected model"
 BITS = {"8 bits": 8, "16 bits": 16}

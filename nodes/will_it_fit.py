@@ -8,7 +8,7 @@ from ..models import host
 from ..models.host.fit_facts import Question, choices, fit_of
 from ..models.measure.fit_picture import draw_fit, table_of
 from ..models.quant.fit import GIB, Fit, details
-from ..models.quant.recipe import Choice
+from ..models.quant.recipe import Choice, Recipe
 
 AS_LOADED = "as loaded"
 PLAN = io.Custom("INTERSPATIAL_QUANT_PLAN")
@@ -34,7 +34,7 @@ class WillItFit(io.ComfyNode):
                                       "model see more tokens. Without it: a text of 512 tokens."),
                 PLAN.Input("plan", optional=True, tooltip="A plan of Plan Mixed Precision; format counts for nothing "
                            "then."),
-                io.Combo.Input("format", options=[AS_LOADED, *map(str, choices())], default=AS_LOADED, optional=True,
+                io.Combo.Input("format", options=[AS_LOADED, *labels()], default=AS_LOADED, optional=True,
                                tooltip="How the weights of the blocks are kept: format and bits for each weight. What "
                                "the others would take is shown beside."),
                 io.Float.Input("card_gb", default=0.0, min=0.0, max=4096.0, step=0.5, optional=True,
@@ -68,11 +68,16 @@ class WillItFit(io.ComfyNode):
         return shown(fit, getattr(cls.hidden, "unique_id", None), cls)
 
 
-def asked(plan, format: str) -> tuple:
+def asked(plan, format: str) -> tuple[str, Recipe | Choice | None]:
     """Name and recipe of what is asked for."""
     if plan is not None:
         return "plan", plan.recipe
-    return (AS_LOADED, None) if format == AS_LOADED else (format, Choice.parse(format))
+    return (format, None) if format == AS_LOADED else (format, labels()[format])
+
+
+def labels() -> dict[str, Choice]:
+    """What weights may be kept in, by what the user sees."""
+    return {choice.label: choice for choice in choices()}
 
 
 def shown(fit: Fit, node_id: str | None, cls) -> io.NodeOutput:

@@ -37,7 +37,6 @@ import folder_paths
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from interspatial.models.host.quant_loading import load_quantised_model
-from interspatial.models.host.quant_patcher import lora_words
 from interspatial.models.puppet import scene
 from interspatial.models.quant.format import FORMATS, Coded, dense
 from interspatial.models.quant.layers import quantised_layers
@@ -175,7 +174,7 @@ def measure(results: Results, name: str, bits: int, act_bits: list[int], latents
 
 def compared(model, latents: list, wanted: list[Tensor], own: list[Tensor]) -> dict:
     """Effects on a quantised model beside those on the float32 one and on one that has its own weights."""
-    words, found = lora_words(with_lora(model)), effects(model, latents)
+    words, found = f"beside {len(with_lora(model).beside())} layers", effects(model, latents)
     comfy.model_management.unload_all_models()
     whole, alone = ([cosine(a, b) for a, b in zip(found, goal, strict=True)] for goal in (wanted, own))
     by_sigma = [sum(whole[i::SIGMAS]) / PROMPTS for i in range(SIGMAS)]

@@ -65,7 +65,7 @@ def fit_of(model, latent: dict, question: Question, vae=None) -> Fit:
 
     recipe = recipe_for(stored, question.recipe) if isinstance(question.recipe, Choice) else question.recipe
     chosen = need(question.name, recipe, stored.act_bits if recipe is None else question.act_bits)
-    others = [need(f"{choice}", recipe_for(stored, choice), question.act_bits) for choice in choices()
+    others = [need(choice.label, recipe_for(stored, choice), question.act_bits) for choice in choices()
               if choice != question.recipe]
     frames = shapes[0][2] if len(shapes[0]) == 5 else 1
     seen = next((forward for forward in forwards.values() if forward), DryForward(0, 0, 0))

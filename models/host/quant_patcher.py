@@ -206,16 +206,6 @@ def is_coarse(layer: torch.nn.Module) -> bool:
     return is_coded(weight) and weight._params.bits <= FORMATS[weight.layout_cls.form.name].side
 
 
-def lora_words(patcher) -> str | None:
-    """How LoRAs are applied to a MODEL, for a report: "LoRA beside 60 layers, rounded into 12"; None without any."""
-    beside = patcher.beside() if isinstance(patcher, LorasBeside) else {}
-    rounded = {key for key, patches in patcher.patches.items()
-               if len(patches) > len(beside.get(key.removesuffix(".weight"), ()))
-               and isinstance(comfy.utils.get_attr(patcher.model, key), QuantizedTensor)}  # fmt: skip
-    words = [f"beside {len(beside)} layers"] * bool(beside) + [f"rounded into {len(rounded)}"] * bool(rounded)
-    return "LoRA " + ", ".join(words) if words else None
-
-
 @functools.cache
 def _class(base: type) -> type:
     return type(f"Quantised{base.__name__}", (LorasBeside, base), {})

@@ -238,12 +238,13 @@ class Fit:
 def details(fit: Fit) -> list[str]:
     """Where the figures of what was asked for come from, a line each."""
     need = fit.chosen
-    tokens = f" of {fit.rows} tokens" if fit.rows else ""
+    prompts = f"{need.prompts} prompt{'s' * (need.prompts > 1)} at once"
+    tokens = f", up to {fit.rows} tokens of video or text" if fit.rows else ""
     lines = [
         f"weights: {gb(need.weights.total)}, of which quantised {gb(need.weights.coded)}; largest layer "
         f"{gb(need.weights.largest)}",
-        f"activations: {gb(need.activations)} for one evaluation{tokens} with {need.prompts} prompts at once; ComfyUI "
-        f"counts on {gb(fit.core)}",
+        f"activations: {gb(need.activations)} for one evaluation of {prompts}{tokens}; ComfyUI counts on "
+        f"{gb(fit.core)}",
     ]
     if fit.scores:
         lines.append(f"attention: a kernel that keeps no scores is counted on; written down they would be "

@@ -29,6 +29,11 @@ class Choice:
     def __str__(self) -> str:
         return f"{self.format} {self.bits}"
 
+    @property
+    def label(self) -> str:
+        """For the user: "ViDiT-Q 4-bit"."""
+        return f"{FORMATS[self.format].label} {self.bits}-bit"
+
     @classmethod
     def parse(cls, text: str) -> Choice:
         """The inverse of str: "vidit_q 4". raises: ValueError"""

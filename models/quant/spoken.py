@@ -10,6 +10,8 @@ from ..host import StepCall
 from .format import FORMATS
 from .linear import told
 
+LORAS = ("beside", "hooked")  # where a layer of `host.quant_ops` has those that are added to its output
+
 
 @dataclass(frozen=True)
 class SpokenLayers:
@@ -30,7 +32,15 @@ class SpokenLayers:
             return step.proceed()
         finally:
             told.reset(token)
-            for (name, bits, path), count in sorted(calls.items()):
-                step.say(f"{FORMATS[name].label} {bits}-bit", f"{count} layers, {path}")
-            for name, count in self.others:
-                step.say(name, f"{count} layers, by ComfyUI")
+            self._tell(step, calls)
+
+    def _tell(self, step: StepCall, calls: Counter) -> None:
+        ways: dict[str, list[str]] = {}
+        for (name, bits, path), count in sorted(calls.items()):
+            ways.setdefault(f"{FORMATS[name].label} {bits}-bit", []).append(f"{count} layers, {path}")
+        for kept, how in ways.items():
+            step.say(kept, "; ".join(how))
+        for kept, count in self.others:
+            step.say(kept, f"{count} layers, by ComfyUI")
+        if beside := sum(any(getattr(layer, name, ()) for name in LORAS) for layer in step.model.modules()):
+            step.say("LoRA", f"beside {beside} layers")

@@ -32,23 +32,23 @@ def test_a_picture_and_a_report(node, model, inference):
     assert picture.ndim == 4 and picture.shape[-1] == 3 and picture.std() > 0.01
     lines = report.splitlines()
     assert lines[0].startswith("as loaded: fits: ")
-    assert any(line.startswith("activations: ") and "of 3900 tokens" in line for line in lines), "two prompts"
-    assert {"vidit_q 8", "vidit_q 4"} <= {line.split("|")[1].strip() for line in lines if line.startswith("| ")}
+    assert any(line.startswith("activations: ") and "up to 3900 tokens" in line for line in lines), "two prompts"
+    assert {"ViDiT-Q 8-bit", "ViDiT-Q 4-bit"} <= {line.split("|")[1].strip() for line in lines if line.startswith("| ")}
     assert not any(line.startswith("| rtn") for line in lines), "the control is no advice"
     assert set(out.ui) >= {"images", "text"}
 
 
 def test_a_format_is_what_the_table_says_of_it(node, model, inference):
-    rows = node.execute(model, latent(), card_gb=8, format="vidit_q 4").args[1].splitlines()
-    chosen = [row for row in rows if row.startswith("| vidit_q 4")]
-    assert len(chosen) == 1 and rows[0].startswith("vidit_q 4: ")
+    rows = node.execute(model, latent(), card_gb=8, format="ViDiT-Q 4-bit").args[1].splitlines()
+    chosen = [row for row in rows if row.startswith("| ViDiT-Q 4-bit")]
+    assert len(chosen) == 1 and rows[0].startswith("ViDiT-Q 4-bit: ")
 
 
 def test_a_plan_comes_before_the_format(node, model, inference):
     from interspatial.models.quant.recipe import Choice, Recipe
 
     plan = SimpleNamespace(recipe=Recipe({"blocks.0.ffn.0": Choice("vidit_q", 8)}))
-    report = node.execute(model, latent(), card_gb=8, plan=plan, format="vidit_q 4").args[1]
+    report = node.execute(model, latent(), card_gb=8, plan=plan, format="ViDiT-Q 4-bit").args[1]
     assert report.startswith("plan: fits: ")
     foreign = SimpleNamespace(recipe=Recipe({"blocks.7.ffn.0": Choice("vidit_q", 8)}))
     with pytest.raises(ValueError, match=r"Will It Fit: the plan does not fit this model: there is no layer blocks\.7"):

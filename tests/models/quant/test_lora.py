@@ -183,11 +183,9 @@ def test_sizes_that_do_not_fit_are_left_to_core(coarse):
 # -------------------------------------------------------------------------------------------- finer layers
 
 def test_finer_layers_round_it_in_as_core_does(dense, fine, weights):
-    from interspatial.models.host.quant_patcher import lora_words
-
     assert FORMATS["rtn"].side < 8
     model = with_lora(fine, weights[0])
-    assert lora_words(model) == f"LoRA rounded into {2 * len(LAYERS)}" and model.beside() == {}
+    assert model.beside() == {} and len(model.patches) == 2 * len(LAYERS)
     found, wanted = run(model) - run(fine), run(with_lora(dense, weights[0])) - run(dense)
     assert cosine(found, wanted) > 0.99
 
@@ -208,11 +206,9 @@ def test_loading_again_is_idempotent(fine, weights):
         assert all(torch.equal(now[name], x) for name, x in seen[0][1].items())
 
 
-def test_words_of_a_mixture(coarse, weights):
-    from interspatial.models.host.quant_patcher import lora_words
-
-    assert lora_words(coarse) is None
+def test_what_is_no_product_goes_into_the_weight_with_all_before_it(coarse, weights):
+    assert coarse.beside() == {}
     model = with_lora(coarse, weights[0])
-    assert lora_words(model) == f"LoRA beside {2 * len(LAYERS)} layers"
+    assert len(model.beside()) == 2 * len(LAYERS)
     model.add_patches({KEY: adapters((128, 128))["diff"]})
-    assert lora_words(model) == f"LoRA beside {2 * len(LAYERS) - 1} layers, rounded into 1"
+    assert len(model.beside()) == 2 * len(LAYERS) - 1
