@@ -29,6 +29,8 @@ PICTURES = {  # by the filename prefix of the node that saves it
     "error_target": DOCS / "error_target.jpg",
     "cache_plan": DOCS / "cache_plan.jpg",
     "step_cache": DOCS / "step_cache.jpg",
+    "precision_plan": DOCS / "precision_plan.jpg",
+    "quantised_2bit": DOCS / "quantize_model.jpg",
 }
 
 

@@ -7,9 +7,27 @@ def node_classes() -> list[type]:
     """Every node class of the pack, module by module, in the order of definition."""
     from comfy_api.latest import io
 
-    from . import attention_error, cache, cache_plan, calibrate, dynamic, guidance, measure, sources, speed
+    from . import (
+        attention_error,
+        cache,
+        cache_plan,
+        calibrate,
+        calibrate_activations,
+        dynamic,
+        guidance,
+        measure,
+        plan_precision,
+        quantise,
+        refine,
+        sources,
+        speed,
+        will_it_fit,
+    )
 
-    modules = (sources, speed, cache, calibrate, dynamic, guidance, measure, attention_error, cache_plan)
+    modules = (
+        sources, speed, cache, calibrate, dynamic, guidance, measure, attention_error, cache_plan,
+        quantise, calibrate_activations, plan_precision, refine, will_it_fit,
+    )  # fmt: skip
     return [
         value
         for module in modules

@@ -25,7 +25,7 @@ ACTIVATIONS = io.Custom("INTERSPATIAL_ACTIVATIONS")
 WIDE = ("vidit_q 8", "vidit_q 6", "vidit_q 4", "lrq 4")
 NARROW = ("lrq 4", "lrq 3", "vq4 2")
 CANDIDATES = {
-    "8, 6 and 4 bits": WIDE, "8 to 3 bits": (*WIDE, "lrq 3"), "4, 3 and 2 bits": NARROW,
+    "8 to 4 bits": WIDE, "8 to 3 bits": (*WIDE, "lrq 3"), "4 to 2 bits": NARROW,
     "8 to 2 bits": (*WIDE, *NARROW[1:]),
 }  # fmt: skip
 GOES_TO = "Goes to Quantize Model and Will It Fit."
@@ -173,7 +173,7 @@ def shown(cls, plan, lines) -> io.NodeOutput:
 def budget_inputs() -> list:
     """What the plan may take, and what it is to protect."""
     return [
-        io.Float.Input("bits_per_weight", default=4.5, min=2.0, max=8.5, step=0.05,
+        io.Float.Input("bits_per_weight", default=4.5, min=2.0, max=8.5, step=0.05, optional=True,
                        tooltip="Mean size of the quantised layers, with scales and tables. 4.5 is close to the "
                        "original, 3.5 for small cards."),
         io.Conditioning.Input("negative", optional=True,

@@ -51,7 +51,7 @@ class QuantizeModel(io.ComfyNode):
                 io.Combo.Input("format", options=list(CHOICES), default=DEFAULT,
                                tooltip="How every layer is kept. 8 bits change next to nothing; 4 bits are the usual "
                                "choice for memory; 3 and 2 bits want a calibration. A connected plan counts instead."),
-                io.String.Input("name", default="",
+                io.String.Input("name", default="", optional=True,
                                 tooltip="Name of the file in models/diffusion_models. Empty: of the model's own file "
                                 "and the format."),
                 *source_inputs(),

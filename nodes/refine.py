@@ -11,7 +11,7 @@ from ..models.host.quant_loading import load_quantised_model
 from ..models.host.quant_sources import FileSource, model_files, model_path, new_model_path
 from ..models.host.refine_file import digest, refine_file
 from ..models.host.refining import coded_blocks, network_of, why_not_refined
-from ..models.host.sampling import sample
+from ..models.host.sampling import sample, small_latent
 from ..models.quant.refine import Effort
 from .quantise import spoken, stamp
 from .run_inputs import run_settings
@@ -39,9 +39,10 @@ class RefineQuantized(io.ComfyNode):
                                "everything; other formats their scales and biases."),
                 io.Conditioning.Input("positive", tooltip="A prompt like those that you will render. Several: join "
                                       "them with Conditioning (Combine), each is sampled by itself. 8 to 32 typical."),
-                io.Latent.Input("latent_image", tooltip="An empty latent. A smaller one than you will render is "
-                                "faster and takes less memory."),
-                io.String.Input("name", default="",
+                io.Latent.Input("latent_image", optional=True,
+                                tooltip="An empty latent, of the size that you render or a smaller one, which is "
+                                "faster. Without it: 5 latent frames of 32 x 32."),
+                io.String.Input("name", default="", optional=True,
                                 tooltip=f"Name of the new file in models/diffusion_models. Empty: the file's name and "
                                 f"{SUFFIX}."),
                 *run_inputs(),
@@ -72,12 +73,13 @@ class RefineQuantized(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, file, positive, latent_image, name="", negative=None, seed=0, steps=12, cfg=5.0, sampler="euler",
+        cls, model, file, positive, latent_image=None, name="", negative=None, seed=0, steps=12, cfg=5.0, sampler="euler",
         scheduler="simple", iterations=Effort.iterations, candidates=Effort.candidates,
     ) -> io.NodeOutput:  # fmt: skip
         node_id = getattr(cls.hidden, "unique_id", None)
         settings = {"seed": seed, "steps": steps, "cfg": cfg, "sampler": sampler, "scheduler": scheduler}
         prompts, effort = each_prompt(positive), Effort(iterations, candidates)
+        latent_image = latent_image or small_latent(model)
         try:
             source = FileSource(model_path(file))
             student = load_quantised_model(str(source.path))

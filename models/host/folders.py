@@ -6,8 +6,9 @@ from pathlib import Path
 
 import folder_paths
 
-# Names under checkpoints/ are ComfyUI's folder names; the last two are of this pack.
-FOLDERS = ("diffusion_models", "vae", "text_encoders", "loras", "sparse_patterns", "dynamic_routers")
+# Names under checkpoints/ are ComfyUI's folder names; the last four are of this pack.
+FOLDERS = ("diffusion_models", "vae", "text_encoders", "loras", "sparse_patterns", "dynamic_routers", "activation_stats",
+           "quant_plans")  # fmt: skip
 
 
 def register_folders(root: Path) -> list[Path]:

@@ -3,7 +3,8 @@
 Errors of layers add up, as those of independent small changes do. First the price of a byte at which the cheapest
 choices just fit (Lagrange; exact on the convex hull), then what is left of the budget, then exchanges between two
 layers until none helps. A plan must not trade one metric for another: it has to be at least as good as the best single
-choice for all layers in every metric that counts, so the weights of the metrics move until it is.
+choice for all layers in every metric that counts, so the weights of the metrics move until it is, and by
+a margin where that can be.
 
 Source: a budget by measured sensitivity as in ViDiT-Q (arXiv 2406.02540); Lagrangian relaxation of the multiple-choice
 knapsack is textbook.
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 ROUNDS = 40   # of moving weights, and of halving the price
-PUSH = 2.0    # power with which the weight of a metric follows its ratio to the uniform choice
+MARGIN = 0.75   # of the uniform choice's errors: measured ratios came out up to 1.25 times the predicted (tiny model)
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ def plan(problem: Problem, budget: int, weights: Sequence[float]) -> Tensor:
         worst = float(ratios.amax())
         if worst < best_worst:
             best, best_worst = chosen, worst
-        if worst <= 1:
+        if worst <= MARGIN:
             break
-        pushed[weights > 0] *= ratios.clamp(0.01, 100) ** PUSH
+        pushed[weights > 0] *= ratios.clamp(0.01, 100)
         pushed /= pushed.sum()
     return best if best_worst <= 1 else torch.full_like(best, uniform)
 

@@ -136,3 +136,11 @@ def test_refusals(nodes, folder, plain):
         refined(nodes, plain)
     assert (folder / "two_refined.safetensors").read_bytes() == b"mine"
     assert "no name for a file" in nodes.RefineQuantized.validate_inputs(name="a/b")
+
+
+def test_without_a_latent_a_small_one_is_taken(nodes, folder, plain):
+    from interspatial.models.host.sampling import SMALL, small_latent
+
+    assert small_latent(plain)["samples"].shape == (1, TINY.latent[1], *SMALL)
+    _, report = nodes.RefineQuantized.execute(plain, "two.safetensors", TINY.prompt(1), **{**RUN, "steps": 1}).args
+    assert "blocks.1: " in report
