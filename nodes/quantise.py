@@ -167,7 +167,7 @@ def settings_inputs() -> list:
                        "multiplied; fast. 16 bits: left as they are. Can be changed when the file is loaded."),
         io.String.Input("keep", default="", optional=True, advanced=True,
                         tooltip="Layers to leave as they are: a regular expression found in their names, such as "
-                        "^blocks\\.(0|39)\\. for the first and last of forty blocks."),
+                        "^blocks\\.0\\. for the first block."),
         io.Boolean.Input("overwrite", default=False, optional=True, advanced=True,
                          tooltip="Replace a file of that name that was made from another model or with other "
                          "settings."),

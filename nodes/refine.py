@@ -73,8 +73,8 @@ class RefineQuantized(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, file, positive, latent_image=None, name="", negative=None, seed=0, steps=12, cfg=5.0, sampler="euler",
-        scheduler="simple", iterations=Effort.iterations, candidates=Effort.candidates,
+        cls, model, file, positive, latent_image=None, name="", negative=None, seed=0, steps=12, cfg=5.0,
+        sampler="euler", scheduler="simple", iterations=Effort.iterations, candidates=Effort.candidates,
     ) -> io.NodeOutput:  # fmt: skip
         node_id = getattr(cls.hidden, "unique_id", None)
         settings = {"seed": seed, "steps": steps, "cfg": cfg, "sampler": sampler, "scheduler": scheduler}
