@@ -58,7 +58,8 @@ def wrong_range(said: str, spec: dict) -> str | None:
     choices, _, default = said.partition("default ")
     if default and default != spec.get("default"):
         return f"default {spec.get('default')!r} in the schema"
-    if kind in ("COMBO", "COMFY_DYNAMICCOMBO_V3") and not all("." in option for option in options):
+    files = all("." in option for option in options) or any(option.endswith(".safetensors") for option in options)
+    if kind in ("COMBO", "COMFY_DYNAMICCOMBO_V3") and not files:
         if re.split(", ", choices.rstrip("; ")) != options:
             return f"choices {options} in the schema"
         if "default" in spec and not default:
