@@ -17,8 +17,8 @@ from ..models.quant.calibration import Calibration
 from ..models.quant.watch import GRAM_BYTES, ActivationWatch, Findings
 from ..models.report import Card
 from .run_inputs import run_settings
+from .sockets import ACTIVATIONS
 
-ACTIVATIONS = io.Custom("INTERSPATIAL_ACTIVATIONS")
 GOES_TO = "Goes to Quantize Model and Plan Mixed Precision."
 
 

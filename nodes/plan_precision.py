@@ -19,9 +19,8 @@ from ..models.quant.recipe import Choice
 from ..models.quant.sensitivity import DETAILS, Findings, Sensitivity, measured_steps, probe_of, trials_of, usable
 from ..models.report import Card
 from .run_inputs import run_settings
+from .sockets import ACTIVATIONS, PLAN
 
-PLAN = io.Custom("INTERSPATIAL_QUANT_PLAN")
-ACTIVATIONS = io.Custom("INTERSPATIAL_ACTIVATIONS")
 WIDE = ("vidit_q 8", "vidit_q 6", "vidit_q 4", "lrq 4")
 NARROW = ("lrq 4", "lrq 3", "vq4 2")
 CANDIDATES = {

@@ -23,9 +23,8 @@ from ..models.quant.quantise import layers_of, quantise
 from ..models.quant.recipe import Choice, Recipe
 from ..models.quant.spoken import SpokenLayers
 from ..models.report import Card
+from .sockets import ACTIVATIONS, PLAN
 
-ACTIVATIONS = io.Custom("INTERSPATIAL_ACTIVATIONS")
-PLAN = io.Custom("INTERSPATIAL_QUANT_PLAN")
 CHOICES = {choice.label: choice for name, form in FORMATS.items() for bits in form.widths
            if (choice := Choice(name, bits))}  # fmt: skip
 DEFAULT = "ViDiT-Q 8-bit"

@@ -9,9 +9,9 @@ from ..models.host.fit_facts import Question, choices, fit_of
 from ..models.measure.fit_picture import draw_fit, table_of
 from ..models.quant.fit import GIB, Fit, details
 from ..models.quant.recipe import Choice, Recipe
+from .sockets import PLAN
 
 AS_LOADED = "as loaded"
-PLAN = io.Custom("INTERSPATIAL_QUANT_PLAN")
 
 
 class WillItFit(io.ComfyNode):

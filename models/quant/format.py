@@ -143,8 +143,3 @@ def rows_of(coded: Coded, start: int, stop: int) -> Coded:
 def settings(form: Format) -> dict:
     """Settings of a format, for files."""
     return {setting.name: getattr(form, setting.name) for setting in fields(form)}
-
-
-def with_settings(name: str, given: dict) -> Format:
-    """The format of a name with these settings, others by default."""
-    return replace(FORMATS[name], **given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def nodes(comfy, inference):
 def folder(comfy, tmp_path, monkeypatch):
     """An own models folder of ComfyUI with the tiny Wan, plain.safetensors, and of it in 2 bits, two.safetensors."""
     import folder_paths
-    from interspatial.models.quant.format import with_settings
+    from interspatial.models.quant.format import FORMATS
     from interspatial.models.quant.layers import quantised_layers
     from interspatial.models.quant.weights_file import layer_tensors
 
@@ -37,7 +38,7 @@ def folder(comfy, tmp_path, monkeypatch):
     folder_paths.filename_list_cache.pop("diffusion_models", None)
     tensors = {k: v.to(torch.bfloat16).contiguous() for k, v in TINY.model().model.diffusion_model.state_dict().items()}
     save_file(tensors, place / "plain.safetensors", CONFIG)
-    form = with_settings("vq4", {"fit": False})
+    form = replace(FORMATS["vq4"], fit=False)
     for layer in quantised_layers((name, tuple(x.shape)) for name, x in tensors.items()):
         tensors.update(layer_tensors(layer, form.encode(tensors.pop(f"{layer}.weight"), 2), 16))
     save_file(tensors, place / "two.safetensors", CONFIG)

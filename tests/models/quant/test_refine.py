@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from interspatial.models.quant.codebook import nearest
-from interspatial.models.quant.format import FORMATS, dense, with_settings
+from interspatial.models.quant.format import FORMATS, dense
 from interspatial.models.quant.learned import SURE, LearnedLayer
 from interspatial.models.quant.reconsider import DAMP, reconsidered
 from interspatial.models.quant.refine import Effort, refine_block
@@ -23,7 +23,7 @@ def relative(found: torch.Tensor, truth: torch.Tensor) -> float:
 
 @pytest.fixture
 def plain():
-    return with_settings("vq4", {"fit": False})
+    return replace(FORMATS["vq4"], fit=False)
 
 
 def teacher(seed: int = 0, rows: int = 24, tokens: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +73,7 @@ def test_the_surest_settle_first(plain):
 def test_a_layer_comes_nearer_to_the_teacher(name, bits):
     weight, x = teacher()
     truth = x @ weight.t() + 0.3
-    form = with_settings("vq4", {"fit": False}) if name == "vq4" else FORMATS[name]
+    form = replace(FORMATS["vq4"], fit=False) if name == "vq4" else FORMATS[name]
     layer = LearnedLayer(form.encode(weight, bits), weight, torch.zeros(24), 1)
     power = truth.square().mean()
     effort = Effort(120, book=1e-2, scale=1e-2, bias=2e-2)

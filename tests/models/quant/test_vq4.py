@@ -1,11 +1,13 @@
 """Vector quantisation: its error against known figures, its bytes, its codes, and that it is stable."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from interspatial.kernels.block_hadamard import block_of
 from interspatial.models.quant.codebook import BOOKS, fitted, nearest, nearest_few, universal
-from interspatial.models.quant.format import FORMATS, dense, rows_of, with_settings
+from interspatial.models.quant.format import FORMATS, dense, rows_of
 from interspatial.models.quant.stats import LayerStats
 from interspatial.models.quant.vq4 import numbers_of
 from interspatial.models.quant.weights_file import coded_layer, conf_of, why_not_whole
@@ -33,7 +35,7 @@ def vq4():
 @pytest.fixture
 def plain():
     """With the universal codebook."""
-    return with_settings("vq4", {"fit": False})
+    return replace(FORMATS["vq4"], fit=False)
 
 
 def test_nearest_against_all_distances():
