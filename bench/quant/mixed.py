@@ -209,11 +209,11 @@ def fill(args: argparse.Namespace) -> None:
             nbytes = bytes_of(table, missing[name])
             results.put(name, {"bytes": nbytes, "bits": 8 * nbytes / table.weights, **errors, **guess})
     for name, chosen in rows.items():
-        if "psnr" not in results.rows[name]:
+        if len(results.rows[name].get("each", ())) < args.prompts:
             with quantised(chosen):
                 clips = [decode(run(HELD_OUT[seed], seed)) for seed in range(args.prompts)]
             each = [psnr(clip, full(seed)) for seed, clip in enumerate(clips)]
-            results.put(name, {"psnr": statistics.mean(each), "each": each})
+            results.put(name, {"psnr": statistics.mean(each), "clips": len(each), "each": each})
     for name, chosen in rows.items() if args.judge else ():
         if "all" not in results.rows[name]:
             with quantised(chosen):
@@ -225,7 +225,7 @@ def fill(args: argparse.Namespace) -> None:
 def show(path: Path) -> None:
     """The rows as markdown."""
     rows = Results(path, __doc__).rows
-    columns = ("bits", *METRICS, "psnr", "shirt", "direction", "count", "all")
+    columns = ("bits", *METRICS, "psnr", "clips", "shirt", "direction", "count", "all")
     print(f"| plan | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")
     for name, row in rows.items():
         if "bits" in row:
