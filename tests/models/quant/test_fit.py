@@ -51,11 +51,16 @@ def without_scores(func, *args, **kwargs):
 
 
 def real_peak(model, shape, prompt) -> int:
-    """Bytes of one evaluation with all weights there, in float32 on the CPU."""
+    """Bytes of one evaluation with all weights there, in float32 on one thread: attention has a scratch for each."""
     x, sigma = torch.zeros(shape), torch.full(shape[:1], 0.5)
     conds = conditions(model.model, prompt, x)
     options = {"optimized_attention_override": without_scores}
-    return traced(lambda: model.model.apply_model(x, sigma, transformer_options=options, **conds))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return traced(lambda: model.model.apply_model(x, sigma, transformer_options=options, **conds))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_everything_fits_and_nothing_streams():
