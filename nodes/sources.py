@@ -9,8 +9,8 @@ from comfy_api.latest import InputImpl, Types, io
 from ..models import host
 from ..models.puppet import direct, views
 from ..models.puppet.world import pose_scene
+from .sockets import WORLD
 
-WORLD = io.Custom("INTERSPATIAL_WORLD")
 
 
 class PuppetScene(io.ComfyNode):
