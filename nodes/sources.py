@@ -12,7 +12,6 @@ from ..models.puppet.world import pose_scene
 from .sockets import WORLD
 
 
-
 class PuppetScene(io.ComfyNode):
     @classmethod
     def define_schema(cls):

@@ -86,7 +86,8 @@ def middle(body: BodyTrack) -> Tensor:
 def identity_features(reference: Tensor, body: BodyTrack, camera: CameraPath, seen: Tensor | None = None) -> Tensor:
     """What a reference picture shows at each point, and whether it shows it.
 
-    reference: [C, h, w] latent or picture    body, camera: of the reference, one frame    seen: [P, N] bool, `front` if None
+    reference: [C, h, w] latent or picture    body, camera: of the reference, one frame
+    seen: [P, N] bool, `front` if None
     returns: [P * N, C + 1], zeros where a point is hidden or off the picture
     """
     place, usable = ndc(body.points, body.known, camera)

@@ -7,11 +7,11 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
+from .body import Limb
 from .camera import MOVES, Camera
 from .choice import check_choice
 from .motion import HEADINGS, Motion
-
-Colour = tuple[float, float, float]
+from .suit import Colour, check_suit, zone_of
 
 # Degrees, spread so that a judge can tell them apart after a lossy round trip. Skin and hair are orange: no shirt is.
 SHIRT_HUES = {"red": 0, "yellow": 54, "green": 125, "cyan": 182, "blue": 225, "purple": 275, "pink": 325}
@@ -48,8 +48,9 @@ class Garment:
 @dataclass(frozen=True)
 class Puppet:
     """start: x, z of the pelvis at the first frame, metres    height: 1.0 stands 1.85 m tall
+    suit: a plain colour for each of suit.ZONES, worn in place of everything else
 
-    raises: ValueError for an unknown shirt or pattern
+    raises: ValueError for an unknown shirt or pattern, or a suit of another number of colours
     """
 
     shirt: str = "red"
@@ -59,10 +60,12 @@ class Puppet:
     height: float = 1.0
     skin: Colour = SKINS[0]
     hair: Colour = HAIRS[0]
+    suit: tuple[Colour, ...] | None = None
 
     def __post_init__(self) -> None:
         check_choice("shirt", self.shirt, SHIRT_HUES)
         check_choice("pattern", self.pattern, PATTERNS)
+        check_suit(self.suit)
 
     def garments(self) -> dict[str, Garment]:
         """What the puppet wears, by the limbs' `wear`."""
@@ -73,6 +76,10 @@ class Puppet:
             "skin": Garment(self.skin),
             "head": Garment(self.skin, "head", self.hair),
         }
+
+    def garment(self, limb: Limb) -> Garment:
+        """What covers a limb."""
+        return Garment(self.suit[zone_of(limb)]) if self.suit else self.garments()[limb.wear]
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class SceneSpec:
 
     def caption(self) -> str:
         """The sentence a person would type to get this scene."""
-        groups = Counter((p.shirt, p.pattern, p.motion.name, _heading_words(p.motion)) for p in self.puppets)
+        groups = Counter((_clothes(p), p.motion.name, _heading_words(p.motion)) for p in self.puppets)
         who = " and ".join(_describe(n, *looks) for looks, n in groups.items()) or "nobody"
         where = "on a checkered floor" if self.ground == "floor" else "in front of a plain wall"
         clauses = [f"{who} {where}"]
@@ -130,11 +137,15 @@ def _heading_words(motion: Motion) -> str:
     return next((_HEADING_WORDS[word] for word, angle in HEADINGS.items() if abs(angle - motion.heading) < 1e-6), "")
 
 
-def _describe(count: int, shirt: str, pattern: str, motion: str, heading: str) -> str:
+def _clothes(puppet: Puppet) -> str:
+    return "coloured suit" if puppet.suit else f"{puppet.shirt} {_PATTERN_WORDS[puppet.pattern]}shirt"
+
+
+def _describe(count: int, clothes: str, motion: str, heading: str) -> str:
     """The clause of `count` puppets that look and act alike."""
     several = count > 1
     who = COUNT_WORDS.get(count, f"{count} puppets")
-    worn = f"{'' if several else 'a '}{shirt} {_PATTERN_WORDS[pattern]}{'shirts' if several else 'shirt'}"
+    worn = f"{clothes}s" if several else f"a {clothes}"
     verb = f"{VERBS[motion][several]} {heading}".rstrip()
     return f"{who} in {worn} {verb}"
 

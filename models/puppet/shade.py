@@ -98,10 +98,10 @@ def _wardrobe(spec: SceneSpec) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Both colours, texture and rest position of each primitive. returns: [C, 3], [C, 3], [C], [C, 3]"""
     first, second, texture, rest = [], [], [], []
     for puppet in spec.puppets:
-        worn = puppet.garments()
-        first += [worn[limb.wear].colour for limb in LIMBS]
-        second += [worn[limb.wear].second for limb in LIMBS]
-        texture += [_TEXTURES.index(worn[limb.wear].pattern) for limb in LIMBS]
+        worn = [puppet.garment(limb) for limb in LIMBS]
+        first += [one.colour for one in worn]
+        second += [one.second for one in worn]
+        texture += [_TEXTURES.index(one.pattern) for one in worn]
         rest.append(rest_joints(puppet.height)[limb_joints()])
     for ball in spec.balls:
         first.append(ball.colour)

@@ -33,6 +33,17 @@ def surface_points(world: World, count: int = 256) -> SurfacePoints:
     """The same `count` anatomical points on every puppet, spread over the limbs by area, followed over time.
 
     Points inside another limb, as at the joints, keep their place but are never visible.
+    raises: as `skin`
+    """
+    points, normals, limb = skin(world, count)
+    part = torch.tensor([PARTS.index(one.part) for one in LIMBS])[limb]
+    return SurfacePoints(points, normals, _visible(world, points, normals), part, limb)
+
+
+def skin(world: World, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The points of `surface_points` without asking what can be seen: nothing is cast.
+
+    returns: points and normals [F, P, S, 3], index in LIMBS [S]
     raises: ValueError for fewer points than limbs
     """
     if count < len(LIMBS):
@@ -50,8 +61,7 @@ def surface_points(world: World, count: int = 256) -> SurfacePoints:
         rotation = world.bodies.rotation[:, body]
         points[:, i] = (rotation @ local[None, ..., None])[..., 0] + world.bodies.origin[:, body]
         normals[:, i] = (rotation @ normal[None, ..., None])[..., 0]
-    part = torch.tensor([PARTS.index(one.part) for one in LIMBS])[limb]
-    return SurfacePoints(points, normals, _visible(world, points, normals), part, limb)
+    return points, normals, limb
 
 
 def _anatomy(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
