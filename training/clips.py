@@ -2,6 +2,7 @@
 
     python -m training.clips prompts 3000   # the small language of the text-to-video checkpoint (training prompts only)
     python -m training.clips any 600        # anything the world knows (for the VAE)
+    python -m training.clips suits 1000     # the scenes of body and camera control (for the VAE)
 
 A shard is a uint8 array [clips, F, H, W, 3] and a JSON list of captions beside it. Shards that exist are kept.
 """
@@ -17,7 +18,7 @@ import numpy as np
 from .package import RUNS, prepare
 
 prepare(comfy=False)
-from interspatial.models.puppet import scene, world  # noqa: E402
+from interspatial.models.puppet import control_scenes, scene, world  # noqa: E402
 
 SHARD = 100
 FRAMES, SIZE, FPS = 17, 128, 16.0
@@ -28,6 +29,9 @@ def specs(kind: str, shard: int) -> list[scene.SceneSpec]:
     rng = random.Random(f"{kind}-{shard}")
     if kind == "any":
         return [scene.random_scene(rng.randrange(1 << 30)) for _ in range(SHARD)]
+    if kind == "suits":
+        seeds = range(shard * SHARD, (shard + 1) * SHARD)
+        return [control_scenes.control_scene(control_scenes.kind_of(seed), seed) for seed in seeds]
     train, _ = scene.split_prompts()
     return [rng.choice(train).scene(rng) for _ in range(SHARD)]
 
@@ -62,7 +66,7 @@ def captions(name: str) -> list[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("prompts", "any"))
+    parser.add_argument("kind", choices=("prompts", "any", "suits"))
     parser.add_argument("count", type=int)
     args = parser.parse_args()
     for index in range((args.count + SHARD - 1) // SHARD):

@@ -54,6 +54,35 @@ class CameraPath:
         K[:, 1] *= height / self.height
         return replace(self, K=K, height=height, width=width)
 
+    def fitted(self, frames: int, rate: float = 1.0, how: str = "stretch") -> CameraPath:
+        """The path brought to the length of a clip. Between two frames the centre goes straight and the rotation is the
+        one nearest to the mix of both.
+
+        rate: frames of the path to a frame of the clip, for "trim"    how: as in `BodyTrack.fitted`
+        """
+        at = torch.arange(frames, dtype=torch.float64)
+        at = at * (self.frames - 1) / max(frames - 1, 1) if how == "stretch" else at * rate
+        at = at.clamp(max=self.frames - 1)
+        low = at.floor().long()
+        high, share = (low + 1).clamp(max=self.frames - 1), (at - low)[:, None, None]
+        w2c = self.w2c.double()
+        u, _, v = torch.linalg.svd(w2c[low, :3, :3].lerp(w2c[high, :3, :3], share))
+        centre = self.centre.double()[low].lerp(self.centre.double()[high], share[..., 0])
+        found = torch.eye(4, dtype=torch.float64).repeat(frames, 1, 1)
+        found[:, :3, :3] = u @ v
+        found[:, :3, 3] = -(u @ v @ centre[..., None])[..., 0]
+        K = self.K[low].lerp(self.K[high], share.to(self.K))
+        return replace(self, K=K, w2c=found.to(self.w2c))
+
+    def covering(self, height: int, width: int) -> CameraPath:
+        """The view in a picture of another size and shape: scaled until it covers the picture, cropped at the edges."""
+        scale = max(height / self.height, width / self.width)
+        K = self.K.clone()
+        K[:, :2] *= scale
+        K[:, 0, 2] += (width - self.width * scale) / 2
+        K[:, 1, 2] += (height - self.height * scale) / 2
+        return replace(self, K=K, height=height, width=width)
+
     def view(self, points: Tensor) -> Tensor:
         """World to camera metres. points: [P, T, N, 3] -> [P, T, N, 3]"""
         return points @ self.w2c[:, :3, :3].transpose(1, 2) + self.w2c[:, None, :3, 3]

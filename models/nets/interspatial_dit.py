@@ -23,6 +23,7 @@ from .interspatial_attention import Attend, InterspatialAttention, attend, place
 from .point_tokens import Points, PointsOverTime, PointTokenizer
 
 RAY_CHANNELS = 24  # moment and direction of a ray, four sub-frames
+LEAST_NOISE = 0.05  # of the division that makes a flow of a clip
 PARTS_OF_BLOCK = 12  # shift, scale and gate of spatial, temporal, interspatial attention and the feed-forward
 
 
@@ -35,6 +36,8 @@ class DiTConfig:
     position: see POSITIONS    depth_mode: see `control.projection`    symmetric: points look at pixels too
     over_time: points look at themselves over time    feed: hidden channels per channel of the feed-forward
     temporal_stride: pixel frames a latent frame
+    predicts: "flow", or "clip": the network gives the clean clip, from which the flow follows. A narrow network cannot
+        carry the noise of its patches (Li and He, 2511.13720)
     """
 
     channels: int = 16
@@ -55,6 +58,7 @@ class DiTConfig:
     over_time: bool = True
     feed: float = 4.0
     temporal_stride: int = 4
+    predicts: str = "flow"
 
     @staticmethod
     def of(values: dict) -> DiTConfig:
@@ -247,7 +251,11 @@ class InterspatialDiT(nn.Module):
             tokens, y = block(tokens, y, time, given)
         shift, scale = self.head_modulation(time)[:, None].chunk(2, -1)
         out = self.head(plain_norm(tokens) * (1 + scale) + shift)
-        return unpatched(out, (F, h, w), p)
+        out = unpatched(out, (F, h, w), p)
+        if c.predicts == "clip":
+            sigma = (timestep.float() / 1000).clamp(min=LEAST_NOISE).view(-1, 1, 1, 1, 1)
+            out = (x[:, : c.channels] - out) / sigma.to(out)
+        return out
 
     def _given(self, points, rays, reference, time, numbers, size, dtype, attend_space, attend) -> tuple[Given, Tensor]:
         B, F, h, w = size

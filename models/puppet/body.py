@@ -32,6 +32,17 @@ _MIDDLE_OFFSETS = {
 }  # fmt: skip
 
 
+def _offsets() -> list[tuple[float, float, float]]:
+    table = dict(_MIDDLE_OFFSETS)
+    for name, (x, y, z) in _LEFT_OFFSETS.items():
+        table[name] = (x, y, z)
+        table[name.replace("left", "right")] = (-x, y, z)
+    return [table[name] for name in JOINTS]
+
+
+_OFFSETS = _offsets()
+
+
 @dataclass(frozen=True)
 class Limb:
     """One capsule: from `joint` to `tip`, which is another joint or an offset (metres, in the joint's rest frame).
@@ -72,21 +83,33 @@ LIMBS: tuple[Limb, ...] = (
     *_SIDE,
     *(_mirrored(limb) for limb in _SIDE),
 )
+
+
+def _generations() -> list[tuple[list[int], list[int]]]:
+    """Joints equally far from the pelvis, outwards, with their parents."""
+    depth = [0]
+    for parent in PARENTS[1:]:
+        depth.append(depth[parent] + 1)
+    levels = [[j for j, d in enumerate(depth) if d == level] for level in range(1, max(depth) + 1)]
+    return [(level, [PARENTS[j] for j in level]) for level in levels]
+
+
+_GENERATIONS = _generations()  # a third of the posing of a short clip went into one joint after another
 PARTS: tuple[str, ...] = tuple(dict.fromkeys(limb.part for limb in LIMBS))
 
 
 def rest_offsets(height: float = 1.0) -> Tensor:
     """Offset of each joint from its parent at rest, scaled by `height` (1.0 stands 1.85 m tall). returns: [J, 3]"""
-    table = dict(_MIDDLE_OFFSETS)
-    for name, (x, y, z) in _LEFT_OFFSETS.items():
-        table[name] = (x, y, z)
-        table[name.replace("left", "right")] = (-x, y, z)
-    return torch.tensor([table[name] for name in JOINTS]) * height
+    return torch.tensor(_OFFSETS) * height
 
 
 def rest_joints(height: float = 1.0) -> Tensor:
     """Joint positions in the rest pose. returns: [J, 3]"""
-    return forward_kinematics(torch.eye(3).expand(1, len(JOINTS), 3, 3), rest_offsets(height)[0][None], height)[1][0]
+    offsets = rest_offsets(height).tolist()
+    found = [offsets[0]]
+    for j in range(1, len(JOINTS)):
+        found.append([a + b for a, b in zip(found[PARENTS[j]], offsets[j], strict=True)])
+    return torch.tensor(found)
 
 
 def forward_kinematics(local: Tensor, root: Tensor, height: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -95,13 +118,13 @@ def forward_kinematics(local: Tensor, root: Tensor, height: float = 1.0) -> tupl
     local: [F, J, 3, 3] rotation of each joint relative to its parent    root: [F, 3] pelvis position
     returns: rotations [F, J, 3, 3], positions [F, J, 3]
     """
-    offsets = rest_offsets(height)
-    rotations, positions = [local[:, 0]], [root]
-    for j in range(1, len(JOINTS)):
-        parent = PARENTS[j]
-        rotations.append(rotations[parent] @ local[:, j])
-        positions.append(positions[parent] + rotations[parent] @ offsets[j])
-    return torch.stack(rotations, 1), torch.stack(positions, 1)
+    offsets = rest_offsets(height)[:, :, None]
+    rotations, positions = local.clone(), root[:, None].repeat(1, len(JOINTS), 1)
+    for joints, parents in _GENERATIONS:
+        turned = rotations[:, parents]
+        rotations[:, joints] = turned @ local[:, joints]
+        positions[:, joints] = positions[:, parents] + (turned @ offsets[joints])[..., 0]
+    return rotations, positions
 
 
 def limb_axes(height: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -129,41 +129,42 @@ def intersect(bodies: Bodies, camera: CameraTrack, pair: Tensor, x: Tensor, y: T
 
     pair, x, y: [M], pair is frame * C + primitive    returns: [M]
     """
-    F, C = bodies.origin.shape[:2]
-    axis = bodies.tip - bodies.origin
-    oa = camera.centre[:, None] - bodies.origin
-    to_world = camera.w2c[:, None, :3, :3].expand(F, C, 3, 3)  # row i: camera axis i in the world
-    K = camera.K
-    px = (x - K[:, 0, 2].repeat_interleave(C)[pair]) / K[:, 0, 0].repeat_interleave(C)[pair]
-    py = (y - K[:, 1, 2].repeat_interleave(C)[pair]) / K[:, 1, 1].repeat_interleave(C)[pair]
-
-    def along_ray(vector: Tensor) -> Tensor:
-        """d . vector for each candidate. vector: [F, C, 3]"""
-        a, b, c = (to_world @ vector[..., None])[..., 0].flatten(0, 1).unbind(-1)
-        return a[pair] * px + b[pair] * py + c[pair]
-
-    def per_pair(value: Tensor) -> Tensor:
-        return value.flatten()[pair]
-
+    table = _ray_table(bodies, camera).index_select(1, pair)  # one gather: it is what the time goes into
+    fx, fy, cx, cy, axis2, axis_oa, side, tip, root = table[:9].unbind()
+    px, py = (x - cx) / fx, (y - cy) / fy
     dd = px * px + py * py + 1
-    axis_d, oa_d = along_ray(axis), along_ray(oa)
-    axis2, axis_oa, oa2 = (axis * axis).sum(-1), (axis * oa).sum(-1), (oa * oa).sum(-1)
-    r2 = (bodies.radius**2).expand(F, C)
-    A = per_pair(axis2) * dd - axis_d * axis_d
-    B = per_pair(axis2) * oa_d - per_pair(axis_oa) * axis_d
-    D = B * B - A * per_pair(axis2 * oa2 - axis_oa * axis_oa - r2 * axis2)
+    axis_d, oa_d = (a * px + b * py + c for a, b, c in (table[9:12], table[12:]))  # axis . d and oa . d
+    A = axis2 * dd - axis_d * axis_d
+    B = axis2 * oa_d - axis_oa * axis_d
+    D = B * B - A * side
     s = (-B - D.clamp(min=0).sqrt()) / A.clamp(min=1e-12)
-    along = per_pair(axis_oa) + s * axis_d
-    parallel = A.le(PARALLEL * per_pair(axis2) * dd)
-    on_side = (D > 0) & (along > 0) & (along < per_pair(axis2)) & ~parallel
+    along = axis_oa + s * axis_d
+    parallel = A.le(PARALLEL * axis2 * dd)
+    on_side = (D > 0) & (along > 0) & (along < axis2) & ~parallel
     # the round ends: a sphere at the near end of the axis, chosen by where the infinite cylinder was met, or, of a
     # cylinder that is met infinitely far behind, by the way that the axis points
-    ob = oa - axis
     at_tip = torch.where(parallel, axis_d < 0, along > 0)
     b_cap = torch.where(at_tip, oa_d - axis_d, oa_d)
-    c_cap = torch.where(at_tip, per_pair((ob * ob).sum(-1) - r2), per_pair(oa2 - r2))
+    c_cap = torch.where(at_tip, tip, root)
     D_cap = b_cap * b_cap - dd * c_cap
     s_cap = (-b_cap - D_cap.clamp(min=0).sqrt()) / dd
     on_cap = ~on_side & (D_cap > 0) & ((D > 0) | parallel)
     s = torch.where(on_side, s, s_cap)
     return torch.where((on_side | on_cap) & (s > NEAR), s, float("inf"))
+
+
+def _ray_table(bodies: Bodies, camera: CameraTrack) -> Tensor:
+    """What `intersect` needs of each frame and primitive, one row a quantity: focal lengths and centre, products of the
+    axis and of oa (from the origin to the eye), then both in the camera's axes, where a ray is (px, py, 1).
+
+    returns: [15, F * C]
+    """
+    F, C = bodies.origin.shape[:2]
+    axis, oa = bodies.tip - bodies.origin, camera.centre[:, None] - bodies.origin
+    ob, r2 = oa - axis, (bodies.radius**2).expand(F, C)
+    axis2, axis_oa, oa2 = (axis * axis).sum(-1), (axis * oa).sum(-1), (oa * oa).sum(-1)
+    to_world = camera.w2c[:, None, :3, :3].expand(F, C, 3, 3)  # row i: camera axis i in the world
+    seen = [(to_world @ vector[..., None])[..., 0] for vector in (axis, oa)]
+    lens = camera.K[:, (0, 1, 0, 1), (0, 1, 2, 2)][:, None].expand(F, C, 4)
+    products = [axis2, axis_oa, axis2 * oa2 - axis_oa * axis_oa - r2 * axis2, (ob * ob).sum(-1) - r2, oa2 - r2]
+    return torch.cat([lens, torch.stack(products, -1), *seen], -1).flatten(0, 1).t().contiguous()

@@ -17,6 +17,7 @@ from .render import pixel_centres
 from .sound import RATE, sound_track
 from .world import World
 
+PART_COLOURS = tuple(colorsys.hsv_to_rgb(i * 0.381966 % 1, 0.75, 0.95) for i in range(len(PARTS)))  # golden angle
 FASTEST = 6.0  # pixels a frame at 128 pixels width: full strength in the flow picture
 
 
@@ -46,8 +47,7 @@ def flow(world: World) -> Tensor:
 def parts(world: World) -> Tensor:
     """One colour a body part; floor dark grey, balls white, the rest black."""
     colours = [(0.0, 0.0, 0.0), (0.2, 0.2, 0.2), (1.0, 1.0, 1.0)]  # as the codes BACKGROUND, FLOOR, BALL
-    colours += [colorsys.hsv_to_rgb(i * 0.381966 % 1, 0.75, 0.95) for i in range(len(PARTS))]
-    return torch.tensor(colours)[world.parts]
+    return torch.tensor([*colours, *PART_COLOURS])[world.parts]
 
 
 def audio(world: World) -> dict:
