@@ -79,8 +79,8 @@ class AttentionCall:
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """Rows of the batch by conditioning entry; keep state per branch, never per batch."""
-        return self.forward.branches
+        """Rows of this call's batch by conditioning entry; keep state per branch, never per batch."""
+        return self.forward.rows
 
     @cached_property
     def key_bias(self) -> Tensor | None:
@@ -123,7 +123,7 @@ class AttentionCall:
         rows = branch.rows
         q, k, v = self.q[rows], self.k[rows], self.v[rows]
         mask = self.mask[rows] if self.mask is not None and self.mask.ndim > 2 and len(self.mask) > 1 else self.mask
-        alone = replace(self.forward, branches=(replace(branch, rows=slice(0, len(q))),))
+        alone = replace(self.forward, branches=(replace(branch, rows=slice(0, len(q))),), batch=len(q), frames=1)
 
         def dense(q_, k_, v_, mask_, layout) -> Tensor:
             if q_ is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -53,6 +53,8 @@ class Forward:
     """One forward: which tokens to expect, where in the run, whose rows.
 
     expected: layout of the video's self attention, or a sentence why it cannot be told
+    batch: rows of the model's batch
+    frames: rows that the video's self attention has for each of these: see `Family.frames_in_batch`
     others: token counts of other sequences in this forward, with their names
     window: latent frames of the context window, None outside one
     whole: why no block of this forward may be skipped, None when blocks may
@@ -67,6 +69,7 @@ class Forward:
     others: Mapping[int, str] = field(default_factory=dict)
     stacks: Mapping[str, int] = field(default_factory=dict)
     whole: str | None = None
+    frames: int = 1
     finding: Finding | None = None   # of the attention call that runs now, None between calls
     _seen: Counter = field(default_factory=Counter, repr=False)
 
@@ -74,6 +77,14 @@ class Forward:
     def layers(self) -> int:
         """Transformer blocks with video self attention."""
         return sum(self.stacks.values())
+
+    @property
+    def rows(self) -> tuple[Branch, ...]:
+        """The branches with their rows in the batch of the video's self attention."""
+        if self.frames == 1:
+            return self.branches
+        spread = (slice(b.rows.start * self.frames, b.rows.stop * self.frames) for b in self.branches)
+        return tuple(replace(branch, rows=rows) for branch, rows in zip(self.branches, spread, strict=True))
 
     def explain(self, batch: int, queries: int, keys: int) -> TokenLayout | str:
         """The layout of an attention call with these sizes, or a sentence why it is not the video's self attention."""
@@ -86,8 +97,8 @@ class Forward:
             return NotVideo(f"self attention of {self.others[queries]}")
         if queries != self.expected.tokens:
             return f"{queries} tokens, where the video with all that belongs to it has {self.expected.tokens}"
-        if batch != self.batch:
-            return NotVideo(f"a batch of {batch} where the model has {self.batch}")
+        if batch != self.batch * self.frames:
+            return NotVideo(f"a batch of {batch} where the model has {self.batch * self.frames}")
         return self.expected
 
     def passed(self, block: int) -> None:

@@ -6,7 +6,19 @@ from __future__ import annotations
 
 from torch import nn
 
-from . import cogvideox, cosmos, hunyuan_video, images, kandinsky5, lightricks, minimax_h3, mochi, seedvr2, wan
+from . import (
+    cogvideox,
+    cosmos,
+    hunyuan_video,
+    images,
+    interspatial,
+    kandinsky5,
+    lightricks,
+    minimax_h3,
+    mochi,
+    seedvr2,
+    wan,
+)
 from .family import Family, Inputs, Timed, native_classes
 
 __all__ = ["FAMILIES", "Family", "Inputs", "Timed", "bare", "family_of"]
@@ -14,6 +26,7 @@ __all__ = ["FAMILIES", "Family", "Inputs", "Timed", "bare", "family_of"]
 FAMILIES: tuple[Family, ...] = (
     *wan.FAMILIES, *hunyuan_video.FAMILIES, *cogvideox.FAMILIES, *lightricks.FAMILIES, *mochi.FAMILIES,
     *cosmos.FAMILIES, *kandinsky5.FAMILIES, *minimax_h3.FAMILIES, *images.FAMILIES, *seedvr2.FAMILIES,
+    *interspatial.FAMILIES,
 )
 
 

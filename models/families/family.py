@@ -16,6 +16,8 @@ from ..layout import Grid, TokenLayout
 
 Shape = tuple[int, ...]
 
+NETWORKS = ("comfy.ldm.", __name__.removesuffix("families.family") + "nets.")  # modules that networks are defined in
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -64,7 +66,7 @@ class Timed:
 class Family:
     """One native model family, as data.
 
-    classes: class names inside `comfy.ldm` whose forward this entry describes
+    classes: names of network classes, of ComfyUI or of this pack, whose forward this entry describes
     blocks: attributes that hold the transformer blocks with video self attention, in order of execution
     temporal_stride, spatial_stride: pixels per latent entry
     layout: inputs -> the layout of the video's self attention, or a sentence why it cannot be told
@@ -81,6 +83,8 @@ class Family:
         model adds between its blocks is no reason: it is in the output of the last block
     audio_clock: model, options, sigma of the video -> sigma of the audio and its derivative by the video's, for models
         whose sound has a schedule of its own
+    frames_in_batch: the video's self attention runs within each latent frame, with the frames as rows of its batch;
+        `layout` then is that of one frame
     """
 
     name: str
@@ -98,6 +102,7 @@ class Family:
     modules: tuple[str, ...] = ()
     unskippable: Callable[[Inputs], str | None] = lambda inputs: None
     audio_clock: Callable[[nn.Module, Mapping[str, Any], float], tuple[float, float]] | None = None
+    frames_in_batch: bool = False
 
     def matches(self, model: nn.Module) -> bool:
         """True when `model` (not compiled) is of this family."""
@@ -132,8 +137,8 @@ class Family:
 
 
 def native_classes(model: nn.Module) -> list[type]:
-    """The classes of `model` that ComfyUI itself defines, most specific first."""
-    return [cls for cls in type(model).__mro__ if cls.__module__.startswith("comfy.ldm.")]
+    """The classes of `model` that ComfyUI or this pack define as networks, most specific first."""
+    return [cls for cls in type(model).__mro__ if cls.__module__.startswith(NETWORKS)]
 
 
 def padded(size: Shape, patch: Shape) -> Grid:

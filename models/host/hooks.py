@@ -255,6 +255,7 @@ def _forward(model, run: Run, x: Tensor, conds: dict, options: dict) -> Forward:
               "branches": _branches(run, x.shape[0], options, window)}
     if family is None:
         return Forward(None, f"{type(model).__name__} is not a model this pack knows", **common)
+    common["frames"] = video[2] if family.frames_in_batch else 1
     inputs = Inputs(model, video, text, shapes[1] if len(shapes) > 1 else None, conds, options)
     try:
         found = {"expected": family.expect(inputs), "others": family.others(inputs), "stacks": family.stacks(model),

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..quant.format import ACT_BITS, FORMATS
 from ..quant.safetensors_stream import Reader
 from ..quant.weights_file import CORE_INT8, FULL_PRECISION, MARKER, OURS, as_marker, coded_layer, is_ours, read_marker
+from . import interspatial_model
 from .quant_layouts import as_weight, coded_of, is_coded
 from .quant_ops import quantised_ops, why_full_precision
 from .quant_patcher import quantised_patcher
@@ -49,7 +50,7 @@ def load_quantised_model(path: str, act_bits: int = 0, disable_dynamic: bool = F
         dtype = compute_dtype(config, device)
         options = {"custom_operations": quantised_ops(dtype, device), "dtype": dtype}
         tensors = with_weights_of(tensors, dtype, act_bits)
-    model = _loaded(path, tensors, options, metadata, disable_dynamic)
+    model = _loaded(path, tensors, config, options, metadata, disable_dynamic)
     model.cached_patcher_init = (load_quantised_model, (path, act_bits))
     return quantised_patcher(model) if marked else model
 
@@ -166,8 +167,13 @@ def _check_weights(tensors: dict[str, Tensor]) -> None:
 
 
 def _detected(path: str, tensors: dict[str, Tensor], metadata: dict):
-    """ComfyUI's configuration of the model. raises: ValueError"""
+    """ComfyUI's configuration of the model, or this pack's of its own. raises: ValueError"""
     reason = "ComfyUI knows no model with these tensors"
+    if interspatial_model.is_ours(metadata):
+        try:
+            return interspatial_model.config_of(metadata)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be loaded: {error}") from error
     try:
         config = comfy.model_detection.model_config_from_unet(tensors, "", metadata)
     except Exception as error:  # tensors of other files make its detection stumble in many ways
@@ -178,9 +184,12 @@ def _detected(path: str, tensors: dict[str, Tensor], metadata: dict):
     return config
 
 
-def _loaded(path: str, tensors: dict[str, Tensor], options: dict, metadata: dict, disable_dynamic: bool):
+def _loaded(path: str, tensors: dict[str, Tensor], config, options: dict, metadata: dict, disable_dynamic: bool):
     try:
-        model = comfy.sd.load_diffusion_model_state_dict(tensors, options, metadata, disable_dynamic)
+        if isinstance(config, interspatial_model.InterspatialConfig):
+            model = interspatial_model.patcher_of(tensors, config, options, disable_dynamic)
+        else:
+            model = comfy.sd.load_diffusion_model_state_dict(tensors, options, metadata, disable_dynamic)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be loaded: its tensors do not fit the model that it seems to be: "
                          f"{error}. {ANEW}") from error  # fmt: skip

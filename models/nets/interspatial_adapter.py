@@ -84,7 +84,8 @@ class AdapterBlock(nn.Module):
         self.interspatial = InterspatialAttention(V, config.heads, config.symmetric, config.host_width, **more)
         self.feed_points = feed_forward(V, 4 * V, **more)
 
-    def start(self) -> None:
+    def start(self, kind: str) -> None:
+        self.interspatial.start(kind)
         for layer in (self.interspatial.render.o, self.time):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -114,7 +115,7 @@ class InterspatialAdapter(nn.Module):
         """Initial weights of a training: without effect."""
         self.points.start()
         for block in self.blocks.values():
-            block.start()
+            block.start(self.config.position)
 
     def fixed(self, points: Points, h: int, w: int, dtype: torch.dtype = torch.float32) -> Fixed:
         """Compute once per run. points: of the whole clip or a window    h, w: the host's token grid"""

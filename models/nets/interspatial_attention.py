@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from . import position_code as code
 
 POSITIONS = ("rotary", "additive", "none")
+CONSTANT = 1.5  # beside contents with a standard deviation of 0.3
 Attend = Callable[..., Tensor]
 
 
@@ -78,12 +79,34 @@ class Direction(nn.Module):
         self.q_norm = operations.RMSNorm(width // heads, eps=1e-6, **factory)
         self.k_norm = operations.RMSNorm(width // heads, eps=1e-6, **factory)
 
+    def start(self, kind: str) -> None:
+        """Initial weights with which tokens look at what is near them in the picture, at any depth.
+
+        Then training does not have to find the position code first. Rotary: queries and keys share a constant part in
+        the pairs of x and y, so that their product is a sum of cosines of the distance. Additive: queries and keys
+        begin as the same map, which keeps the products of codes.
+        """
+        if kind == "rotary":
+            head = self.q.bias.numel() // self.heads
+            plane = 2 * (head // 6)  # pairs that turn with x and y
+            for layer in (self.q, self.k):
+                bias = torch.zeros(self.heads, head)
+                bias[:, :plane] = CONSTANT
+                with torch.no_grad():
+                    layer.bias.copy_(bias.flatten())
+                    layer.weight.mul_(0.5)
+        elif kind == "additive":
+            with torch.no_grad():
+                self.k.weight.copy_(self.q.weight)
+
     def moved(self, asking: Tensor, giving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What additive codes add to queries, keys and values: the projections without their offsets."""
-        return tuple(
-            nn.functional.linear(place.to(layer.weight.dtype), layer.weight)
-            for layer, place in ((self.q, asking), (self.k, giving), (self.v, giving))
-        )
+        """What additive codes add to queries, keys and values: the projections without their offsets.
+
+        Through the layers themselves: a host that keeps weights elsewhere brings them when a layer is called.
+        """
+        pairs = ((self.q, asking), (self.k, giving), (self.v, giving))
+        places = [(layer, place.to(layer.weight.dtype)) for layer, place in pairs]
+        return tuple(layer(place) - layer(torch.zeros_like(place[:1, :1])) for layer, place in places)
 
     def forward(self, asking: Tensor, giving: Tensor, places: tuple, bias: Tensor | None, attend: Attend) -> Tensor:
         """asking: [B, N, W]; giving: [B, M, W]; places: ("rotary", codes, codes), ("additive", q, k, v) or ("none",)"""
@@ -106,6 +129,11 @@ class InterspatialAttention(nn.Module):
         super().__init__()
         self.render = Direction(width, heads, out or width, operations, **factory)  # pixels ask points
         self.rebuild = Direction(width, heads, width, operations, **factory) if symmetric else None
+
+    def start(self, kind: str) -> None:
+        for direction in (self.render, self.rebuild):
+            if direction is not None:
+                direction.start(kind)
 
     def fold(self, places: Places) -> tuple[tuple, tuple | None]:
         """The places as the two directions take them; for additive codes, the projections of this layer."""

@@ -24,6 +24,7 @@ from .point_tokens import Points, PointsOverTime, PointTokenizer
 
 RAY_CHANNELS = 24  # moment and direction of a ray, four sub-frames
 LEAST_NOISE = 0.05  # of the division that makes a flow of a clip
+INTERSPATIAL_GATE = 8
 PARTS_OF_BLOCK = 12  # shift, scale and gate of spatial, temporal, interspatial attention and the feed-forward
 
 
@@ -148,10 +149,15 @@ class Block(nn.Module):
         self.feed_points = feed_forward(V, int(config.feed * V), **more)
         self.modulation = operations.Linear(W, PARTS_OF_BLOCK * W, **factory)
 
-    def start(self) -> None:
-        """Every branch begins without effect: gates of the modulation, and the outputs of what has no gate, at zero."""
+    def start(self, kind: str) -> None:
+        """Branches begin without effect, by gates of the modulation or outputs of zero. The interspatial one is open:
+        closed, it takes hundreds of steps to be found.
+        """
+        self.interspatial.start(kind)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
+        with torch.no_grad():
+            self.modulation.bias.view(PARTS_OF_BLOCK, -1)[INTERSPATIAL_GATE] = 1.0
         for branch in (self.camera, self.reference):
             if branch is not None:
                 nn.init.zeros_(branch.o.weight)
@@ -183,7 +189,7 @@ class Block(nn.Module):
                                               given.attend).flatten(1, 2)  # fmt: skip
             seen, told = self.interspatial(self.down(by_frame(shifted(2))), by_frame(plain_norm(y)), given.places,
                                            None, given.attend)  # fmt: skip
-            x = x + parts[8] * by_clip(seen)
+            x = x + parts[INTERSPATIAL_GATE] * by_clip(seen)
             y = y if told is None else y + by_clip(told)
             y = y + self.feed_points(plain_norm(y))
         if given.rays is not None:
@@ -217,7 +223,7 @@ class InterspatialDiT(nn.Module):
         """Initial weights of a training."""
         self.points.start()
         for block in self.blocks:
-            block.start()
+            block.start(self.config.position)
         for layer in (self.head_modulation, self.head):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -53,7 +53,8 @@ class Aside:
         self.seen = []
 
     def why_not(self, call) -> str:
-        self.seen.append((call.layer, call.layout, call.q.shape, call.forward.family.name, call.forward.batch))
+        rows = call.forward.batch * call.forward.frames
+        self.seen.append((call.layer, call.layout, call.q.shape, call.forward.family.name, rows))
         return "it only looks"
 
 

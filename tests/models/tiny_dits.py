@@ -223,3 +223,13 @@ def seedvr2():
     module = build(NaDiT, norm_eps=1e-5, num_layers=2, mlp_type="swiglu", vid_dim=128, txt_in_dim=5120, heads=1,
                    head_dim=128, mm_layers=1, vid_out_norm=True)
     return placed(module, "SeedVR2", "SeedVR2")
+
+
+@functools.cache
+def interspatial(**config: Any):
+    """This pack's own model, through its loader."""
+    from interspatial.models.host.interspatial_model import InterspatialConfig, patcher_of
+    from interspatial.models.nets.interspatial_dit import DiTConfig, InterspatialDiT
+
+    sizes = DiTConfig(**{"width": 128, "depth": 2, "heads": 2, "points": 64, "point_heads": 2, **config})
+    return patcher_of(build(InterspatialDiT, config=sizes).state_dict(), InterspatialConfig(sizes), {}, False)

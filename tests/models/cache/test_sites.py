@@ -19,7 +19,8 @@ from interspatial.tests.models.tinies import BY_NAME, TINIES, Tiny, clip_vision,
 from interspatial.tests.models.tiny_dits import wan
 
 # Attention is written out in their blocks, their parts are nested, or video and sound have parts of their own.
-NO_MODULES = {"hunyuan_video", "hunyuan_video_15", "hunyuan_image", "cogvideox", "ltxav", "cosmos", "flux"}
+NO_MODULES = {"hunyuan_video", "hunyuan_video_15", "hunyuan_image", "cogvideox", "ltxav", "cosmos", "flux",
+              "interspatial"}  # frames, or places, are rows of their batch
 WAN, SEEDVR2 = (next(family for family in FAMILIES if family.name == name) for name in ("wan", "seedvr2"))
 BLOCK_SITES = ("last block", "modules")
 HINTS_BEHIND = (   # something is added behind the last block, which must stay live
