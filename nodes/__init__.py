@@ -9,24 +9,34 @@ def node_classes() -> list[type]:
 
     from . import (
         attention_error,
+        body,
         cache,
         cache_plan,
         calibrate,
         calibrate_activations,
+        camera,
+        control,
         dynamic,
         guidance,
+        interspatial_model,
+        interspatial_viewer,
         measure,
         plan_precision,
+        pose_following,
+        puppet_body,
+        puppet_control,
         quantise,
         refine,
         sources,
         speed,
+        video_vae,
         will_it_fit,
     )
 
     modules = (
         sources, speed, cache, calibrate, dynamic, guidance, measure, attention_error, cache_plan,
         quantise, calibrate_activations, plan_precision, refine, will_it_fit,
+        puppet_control, puppet_body, body, camera, control, interspatial_model, video_vae, pose_following, interspatial_viewer,
     )  # fmt: skip
     return [
         value

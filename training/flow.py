@@ -32,6 +32,15 @@ def noised(clip: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
     return (1 - s) * clip + s * noise
 
 
+def clip_loss(flow: Tensor, clip: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Squared error of the clean clip that a flow stands for, which is s^2 times that of the flow.
+
+    Where and what bodies are is settled at high noise, and that is where it counts most.
+    """
+    s = sigma.view(-1, *[1] * (clip.ndim - 1))
+    return (s * (flow.float() - (noise - clip))).square().mean()
+
+
 class Learner:
     """Trains `model` on a loss; its state lies in folder/state.pt.
 

@@ -25,10 +25,10 @@ from interspatial.models.nets.interspatial_dit import DiTConfig, InterspatialDiT
 from interspatial.models.nets.point_tokens import Points  # noqa: E402
 
 from . import control_clips as clips  # noqa: E402
-from .flow import Learner, noise_levels, noised  # noqa: E402
+from .flow import Learner, clip_loss, noise_levels, noised  # noqa: E402
 
 FOLDER = RUNS / "arms"
-BATCH, STEPS = 8, 1400
+BATCH, STEPS = 8, 1000
 BACKGROUND = 4  # channels: a picture and whether there is one
 PALETTE = 2 * 6 * 3
 BASE = DiTConfig(channels=3, width=64, depth=2, heads=2, points=64, point_heads=2, patch=4, extra=BACKGROUND,
@@ -146,7 +146,7 @@ def train(name: str, seed: int, minutes: float, steps: int) -> None:
     arm, folder = ARMS[name], FOLDER / f"{name}-{seed}"
     torch.manual_seed(seed)
     model = build(arm)
-    learner = Learner(model, folder, steps)
+    learner = Learner(model, folder, steps, muon_rate=0.04, rate=4e-3)
     if learner.step >= steps:
         return
     data = prepared(arm.config.depth_mode)
@@ -160,7 +160,7 @@ def train(name: str, seed: int, minutes: float, steps: int) -> None:
         noise = torch.randn(video.shape, generator=generator)
         given = data.kwargs(arm, pick, torch.rand(BATCH, generator=generator) < 0.5)
         out = model(noised(video, sigma, noise), sigma * 1000, **given)
-        return (out - (noise - video)).square().mean()
+        return clip_loss(out, video, noise, sigma)
 
     learner.run(loss, minutes, every=500)
 

@@ -6,7 +6,8 @@
 
 Counted: torch's flop counter over ComfyUI's WanModel and the adapter on the meta device, twice an addition and a
 multiplication; the host with one block and with two, from which the others follow. The adapter's count is held against
-its formula, and must agree within a thousandth. With a negative prompt both sides double.
+its formula, and must agree within a thousandth. With a negative prompt both sides double. Measured: time inside the
+evaluations, both models in turn, each step by its least; wall time on a GPU, the process's own time on a CPU.
 """
 # N tokens   F latent frames   S = N / F tokens of a frame   D host width   V adapter width   M points
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import platform
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,7 +66,7 @@ REAL = Shape(5120, 13824, 40, (21, 30, 52), 512)
 SHAPES = {"Wan 14B 480p, 2 x 256 points": replace(REAL, points=256), "Wan 14B 480p, 2 x 512 points": REAL,
           "Wan 14B 480p, 2 x 1024 points": replace(REAL, points=1024),
           "Wan 1.3B 480p, every second block, 2 x 512 points": Shape(1536, 8960, 30, (21, 30, 52), 512, 2)}  # fmt: skip
-SMALL = Shape(256, 1024, 4, (3, 8, 12), 64, points=64)
+SMALL = Shape(512, 2048, 4, (4, 16, 16), 128, points=64)
 
 
 def attend(func, q: Tensor, k: Tensor, v: Tensor, heads: int, **rest) -> Tensor:
@@ -88,10 +90,10 @@ def host_flops(shape: Shape) -> int:
             model = comfy.ldm.wan.model.WanModel(
                 dim=shape.dim, ffn_dim=shape.ffn, num_heads=shape.dim // 128, num_layers=blocks, in_dim=16,
                 text_dim=TEXT_WIDTH, operations=comfy.ops.disable_weight_init)  # fmt: skip
-            x, time = torch.empty(1, 16, t, 2 * h, 2 * w), torch.empty(1)
+            x, clock = torch.empty(1, 16, t, 2 * h, 2 * w), torch.empty(1)
             text = torch.empty(1, TEXT_TOKENS, TEXT_WIDTH)
             options = {"optimized_attention_override": attend}
-            found.append(counted(lambda: model(x, time, text, transformer_options=options)))  # noqa: B023
+            found.append(counted(lambda: model(x, clock, text, transformer_options=options)))  # noqa: B023
     return found[0] + (shape.blocks - 1) * (found[1] - found[0])
 
 
@@ -114,7 +116,7 @@ def adapter_flops(shape: Shape) -> tuple[int, int, int]:
         one = counted(lambda: network.visit(config.layers[0], x, fixed.y, torch.zeros(1), fixed,
                                             torch.arange(shape.grid[0])))  # fmt: skip
     if abs(one / formula(shape) - 1) > 1e-3:
-        raise RuntimeError(f"Adapter cost: {one} operations counted, {formula(shape)} by formula: one of them is wrong.")
+        raise RuntimeError(f"Adapter cost: {one} operations counted, {formula(shape)} by formula, one is wrong.")
     kept = fixed.y.numel() * 2 + sum(x.numel() * 4 for x in (*fixed.places.pixels, *fixed.places.points))
     return one * len(shape.config.layers), once, kept
 
@@ -123,11 +125,11 @@ def formula(shape: Shape) -> int:
     """Operations of one layer, by hand."""
     N, F, D, V = math.prod(shape.grid), shape.grid[0], shape.dim, shape.width
     M = shape.people * shape.points
-    time = 2 * 256 * 2 * V
+    modulation = 2 * 256 * 2 * V
     over_time = F * M * (2 * 4 * V * V + 4 * F * V)
     render = 2 * N * V * V + 2 * F * M * 2 * V * V + 4 * N * M * V + 2 * N * V * D
     rebuild = 2 * F * M * V * V + 2 * N * 2 * V * V + 4 * N * M * V + 2 * F * M * V * V
-    return time + over_time + 2 * N * D * V + render + rebuild + F * M * 16 * V * V
+    return modulation + over_time + 2 * N * D * V + render + rebuild + F * M * 16 * V * V
 
 
 def count(results: Results, name: str, shape: Shape) -> None:
@@ -163,7 +165,8 @@ def measure(results: Results, name: str, shape: Shape, dtype: torch.dtype, count
     adapter = adapter_of(shape.config, weights, dtype)
     control = InterspatialControl(adapter, random_body(shape), None)
     controlled = host.attach_step(beside(plain, adapter), Card("control", "control"), control)
-    models, clocks = clocked({"plain": plain, "controlled": controlled}, wall_clock(device))
+    models, clocks = clocked({"plain": plain, "controlled": controlled},
+                             wall_clock(device) if device == "cuda" else time.process_time)
     peaks = {}
     for key in models:
         if device == "cuda":
@@ -189,7 +192,7 @@ def main() -> None:
     parser.add_argument("--real", action="store_true", help="four blocks of Wan 14B at 480x832x81, in bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    results = Results(OUT, (__doc__ or "").partition("\n\n")[2], text=TEXT_TOKENS)
+    results = Results(OUT, (__doc__ or "").rpartition("\n\n")[2], text=TEXT_TOKENS)
     if not args.measure:
         for name, shape in SHAPES.items():
             count(results, name, shape)

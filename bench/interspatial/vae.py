@@ -2,8 +2,8 @@
 
     python -m bench.interspatial.vae      # writes bench/results/interspatial_vae.json and .md
 
-Held out: 24 general scenes from seeds that training never drew, 17 frames of 128x128 at 8 frames per second: twice the
-motion from frame to frame of the clips at 16. Both arms of `training.video_vae` as they are in training/runs, and the
+Held out: 24 general scenes and 24 scenes of body and camera control, from seeds that training never drew, 17 frames of
+128x128 at 8 frames per second: twice the motion from frame to frame of the clips at 16. Both arms of `training.video_vae` as they are in training/runs, and the
 tiny Wan VAE, which was trained at 16 frames per second, through core's own VAE object. float32.
 """
 
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 import torch
-from interspatial.models.puppet import scene, world
+from interspatial.models.puppet import control_scenes, scene, world
 from torch import Tensor
 
 from bench.inprocess import vae as tiny_wan
@@ -23,15 +23,20 @@ from training.video_vae import ARMS, load, normalised
 
 CLIPS, FRAMES, SIDE, FPS = 24, 17, 128, 8.0
 FIRST_SEED = (1 << 30) + 1000  # training draws below 2^30; bench.vae_quality has the seeds from 2^30 on
+SETS = ("general", "control")
 PLACES = ("first frame", "1st of 4", "2nd of 4", "3rd of 4", "4th of 4")
 OUT = ROOT / "bench" / "results" / "interspatial_vae.json"
 
 Coder = Callable[[Tensor], tuple[Tensor, Tensor]]  # a clip [T, H, W, 3] to its latent [1, 16, L, h, w] and back
 
 
-def clips() -> list[Tensor]:
-    """[T, H, W, 3] each"""
-    specs = (scene.random_scene(FIRST_SEED + i) for i in range(CLIPS))
+def clips(of: str) -> list[Tensor]:
+    """[T, H, W, 3] each. of: one of SETS"""
+    if of == "general":
+        specs = [scene.random_scene(FIRST_SEED + i) for i in range(CLIPS)]
+    else:
+        kinds = [control_scenes.kind_of(i) for i in range(CLIPS)]
+        specs = [control_scenes.control_scene(k, control_scenes.HELD_OUT + i) for i, k in enumerate(kinds)]
     return [world.pose_scene(spec, FRAMES, SIDE, SIDE, FPS).rgb for spec in specs]
 
 
@@ -83,7 +88,7 @@ def measure(coder: Coder, given: list[Tensor]) -> dict:
 
 def table(rows: dict) -> str:
     """The results as a page."""
-    head = ["VAE", "PSNR, dB", "worst", *PLACES, "spread in the window, dB", "kurtosis, mean of absolutes", "steps",
+    head = ["VAE, scenes", "PSNR, dB", "worst", *PLACES, "spread in the window, dB", "kurtosis, mean of absolutes", "steps",
             "CPU seconds"]  # fmt: skip
     about = "PSNR: mean over clips; by place: from the mean squared error there. Kurtosis: 0 for a Gaussian."
     lines = ["# Video VAEs on fast motion", "", __doc__.strip().split("\n\n")[-1], "", about, "",
@@ -98,9 +103,10 @@ def table(rows: dict) -> str:
 def main() -> None:
     results = Results(OUT, __doc__.strip().split("\n\n")[-1], clips=CLIPS, frames=FRAMES, side=SIDE, fps=FPS,
                       first_seed=FIRST_SEED)  # fmt: skip
-    given = clips()
-    for name, (coder, made) in {**{f"tiny, {a}": arm(a) for a in ARMS}, "tiny Wan": wan()}.items():
-        results.put(name, {**measure(coder, given), **made})
+    for of in SETS:
+        given = clips(of)
+        for name, (coder, made) in {**{f"tiny, {a}": arm(a) for a in ARMS}, "tiny Wan": wan()}.items():
+            results.put(f"{name}, {of}", {**measure(coder, given), **made})
     OUT.with_suffix(".md").write_text(table(results.rows))
 
 

@@ -75,7 +75,7 @@ class DiTConfig:
 
 # The 4B shape is a guess that fits the published parameter count; see the help page.
 CONFIGS = {
-    "tiny": DiTConfig(),
+    "tiny": DiTConfig(predicts="clip"),
     "small": DiTConfig(width=384, depth=12, heads=6, points=192, point_heads=3),
     "4b": DiTConfig(width=1536, depth=36, heads=24, points=768, point_heads=12),
 }

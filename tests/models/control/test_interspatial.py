@@ -6,9 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interspatial.models.cache.pace import Fixed
-from interspatial.models.cache.step_cache import StepCache
-from interspatial.models.cache.taylorseer import TaylorSeer
 from interspatial.models.control.adapter_visit import video_part
 from interspatial.models.control.body import together
 from interspatial.models.control.camera import CameraPath
@@ -179,74 +176,6 @@ def test_dropped_rows_get_nothing(comfy, wan_adapter):
     assert not torch.allclose(sample(controlled(WAN.model(), wan_adapter), WAN, cfg=0.0), plain, atol=1e-3)
 
 
-def test_6_context_windows_see_the_frames_that_they_hold(comfy, wan_adapter):
-    """What a window is given is the slice of the whole clip, numbers of frames included."""
-    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
-    from interspatial.models.control.interspatial import InterspatialControl
-
-    seen = {}
-    tiny = replace(WAN, latent=(1, 16, 7, 8, 12))
-    body, camera = random_body(frames=25), hold(25)
-    control = InterspatialControl(wan_adapter, body, camera)
-    make = InterspatialControl._memory
-
-    def memory(self, step, clip):
-        found = make(self, step, clip)
-        seen[step.forward.window] = found
-        return found
-
-    InterspatialControl._memory = memory
-    try:
-        from interspatial.models import host
-
-        whole = host.attach_step(tiny.model(), Card("control", "control"), control)
-        sample(whole, tiny, steps=1)
-        windows = ContextWindowsManualNode.execute(whole, 3, 1, "standard_static", 1, False, "flat", 2, False).result[0]
-        found = sample(windows, tiny, steps=1)
-        assert report(windows).startswith("control 1/1 steps, points"), "no window stands aside"
-    finally:
-        InterspatialControl._memory = make
-    assert found.isfinite().all()
-    assert len(seen) > 2
-    full = seen.pop(None)
-    for window, cut in seen.items():
-        frames = [*range(window[0] - 1, window[0]), *window] if window[0] else list(window)
-        assert cut.numbers.tolist() == frames, "with the frame that ComfyUI puts in front"
-        assert torch.equal(cut.fixed.y, full.fixed.y[:, frames])
-        assert torch.equal(cut.fixed.usable, full.fixed.usable[:, frames])
-
-
-@pytest.mark.parametrize("site", ["output", "last block", "modules"])
-def test_step_caches_hold_what_it_adds(comfy, wan_adapter, site):
-    """Interval 1 is bit-equal; with forecasts the control is still in the video."""
-    from interspatial.models import host
-
-    def cached(model, interval):
-        cache = StepCache(TaylorSeer(), Fixed(interval), 2, 0, site=site)
-        return host.attach_step(model, Card("cache", "cache", skips="steps"), cache)
-
-    plain = sample(WAN.model(), WAN, steps=8)
-    wanted = sample(controlled(WAN.model(), wan_adapter), WAN, steps=8)
-    assert torch.equal(sample(controlled(cached(WAN.model(), 1), wan_adapter), WAN, steps=8), wanted)
-    found = sample(controlled(cached(WAN.model(), 2), wan_adapter), WAN, steps=8)
-    off, effect = (found - wanted).norm(), (wanted - plain).norm()
-    assert off > 0, "some steps were forecast"
-    assert off < 0.5 * effect  # random weights do not forecast well: 0.29 at the output, 0.1 at the others
-
-
-@pytest.mark.parametrize("method", ["first_block", "delta_dit"])
-def test_caches_that_go_around_blocks(comfy, wan_adapter, method):
-    from interspatial.models import host
-    from interspatial.models.cache import CACHES
-
-    plain = sample(WAN.model(), WAN, steps=8)
-    wanted = sample(controlled(WAN.model(), wan_adapter), WAN, steps=8)
-    cache = StepCache(CACHES[method](), Fixed(2), 2, 0)
-    model = host.attach_step(controlled(WAN.model(), wan_adapter), Card("cache", "cache", skips="steps"), cache)
-    off = (sample(model, WAN, steps=8) - wanted).norm()
-    assert off < 0.25 * (wanted - plain).norm()
-
-
 def test_outside_its_percents_it_stands_aside(comfy, wan_adapter):
     model = controlled(WAN.model(), wan_adapter, when=StepWindow(0.0, 0.3))
     sample(model, WAN, steps=4)
@@ -280,18 +209,6 @@ def test_models_with_several_latent_frames_a_token_stand_aside(plain):
     model = controlled(tiny.model(), Held(random_network(config_of(tiny))))
     assert torch.equal(sample(model, tiny), plain(tiny))
     assert "the model holds several latent frames in one token (2)" in report(model)
-
-
-def test_sparse_attention_beneath_it(comfy, wan_adapter):
-    """With all blocks kept the sparse node is dense attention, and the adapter's own attention is none of its calls."""
-    from interspatial.models import host
-    from interspatial.models.attention import METHODS, SparseAttention
-
-    wanted = sample(controlled(WAN.model(), wan_adapter), WAN)
-    sparse = SparseAttention(METHODS["draft"](density=1.0))
-    model = host.attach_attention(controlled(WAN.model(), wan_adapter), Card("sparse", "sparse"), sparse)
-    torch.testing.assert_close(sample(model, WAN), wanted, rtol=1e-4, atol=1e-4)
-    assert "sparse 2/2 layers, 2/2 steps" in host.report_of(model)
 
 
 def test_compiled_models_stand_aside(plain, wan_adapter):

@@ -154,3 +154,21 @@ def test_identity_of_the_reference_is_seen():
     features = torch.randn(22, 4, generator=torch.Generator().manual_seed(0))
     found = [visits(network, Points.of(replace(tokens, identity=f)), x)[0] for f in (features, -features)]
     assert not torch.allclose(*found, atol=1e-3)
+
+
+@pytest.mark.parametrize("position", ["rotary", "additive", "none"])
+def test_a_visit_never_waits_for_the_device(position):
+    """No operation in it brings a value to the CPU, or has a result whose size depends on values."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found.add(func.name())
+            return func(*args, **(kwargs or {}))
+
+    network, x, found = random_network(replace(CONFIG, position=position)), host_tokens(), set()
+    fixed = network.fixed(points_of(), H, W)
+    with Names():
+        network.visit(0, x, fixed.y, TIME, fixed, NUMBERS)
+    assert "aten::mm" in found or "aten::addmm" in found
+    assert not found & {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::unique"}
