@@ -36,7 +36,8 @@ def node_classes() -> list[type]:
     modules = (
         sources, speed, cache, calibrate, dynamic, guidance, measure, attention_error, cache_plan,
         quantise, calibrate_activations, plan_precision, refine, will_it_fit,
-        puppet_control, puppet_body, body, camera, control, interspatial_model, video_vae, pose_following, interspatial_viewer,
+        puppet_control, puppet_body, body, camera, control, interspatial_model, video_vae,
+        pose_following, interspatial_viewer,
     )  # fmt: skip
     return [
         value

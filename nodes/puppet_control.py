@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..models import host
-from ..models.control.from_world import body_of_world, camera_of_world
+from ..models.control.from_world import body_of_world, camera_of_world, seen_by
 from ..models.puppet.control_scenes import HELD_OUT, KINDS, control_scene, reference_scene
 from ..models.puppet.subset import empty
 from ..models.puppet.world import pose_scene
@@ -80,6 +80,9 @@ class PuppetReference(io.ComfyNode):
                              "its latent then shows one limb."),
                 io.Int.Input("points", default=256, min=24, max=4096, optional=True, advanced=True,
                              tooltip="Points a person, as many as the clip's body has."),
+                CAMERA.Input("camera", optional=True,
+                             tooltip="Sees the clip instead of the world's own camera, for example from Camera Path; "
+                             "as long as the world."),
             ],
             outputs=[
                 io.Image.Output(display_name="reference", tooltip="The people, one picture. Encode it for the model."),
@@ -87,14 +90,17 @@ class PuppetReference(io.ComfyNode):
                 CAMERA.Output(display_name="reference_camera", tooltip="The camera that sees them."),
                 io.Image.Output(display_name="background", tooltip="The clip's place without the people, frame by "
                                 "frame."),
+                WORLD.Output(display_name="world", tooltip="The world as that camera sees it, the truth for Pose "
+                             "Following Score."),
             ],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, world, size=256, points=256) -> io.NodeOutput:
+    def execute(cls, world, size=256, points=256, camera=None) -> io.NodeOutput:
         shown = pose_scene(reference_scene(world.spec), 1, size, size, 1.0)
         try:
             body = body_of_world(shown, points)
+            world = world if camera is None else seen_by(world, camera)
         except ValueError as error:
             raise ValueError(f"Puppet Reference: {error}") from error
-        return io.NodeOutput(shown.rgb, body, camera_of_world(shown), empty(world).rgb)
+        return io.NodeOutput(shown.rgb, body, camera_of_world(shown), empty(world).rgb, world)

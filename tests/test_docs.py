@@ -123,8 +123,7 @@ def test_named_sources_exist(text: Path):
     content = text.read_text(encoding="utf-8")
     named = {name for name in SOURCE_FILE.findall(re.sub(r"\S*<\w+>\S*", "", content)) if "/" in name}
     named |= {module.replace(".", "/") + ".py" for module in TRAINER.findall(content)}
-    planned = {"nodes/control.py"}      # CONTRIBUTING says that these are not there yet
-    assert [name for name in sorted(named - planned) if not (ROOT / name).exists()] == []
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
 @each_text

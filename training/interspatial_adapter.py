@@ -36,7 +36,7 @@ from .state import save  # noqa: E402
 NAME = "interspatial_tiny_puppet_t2v"
 CONFIG = AdapterConfig(family="wan", host_width=256, layers=(0, 2, 4), width=96, heads=4)
 POINTS, PEOPLE = 48, 3  # points a person: two or more on each limb
-BATCH, STEPS, DROPPED, DROPPED_TEXT = 4, 1000, 0.1, 0.1
+BATCH, STEPS, DROPPED, DROPPED_TEXT = 4, 700, 0.1, 0.1
 GRID = (8, 8)
 
 
@@ -133,7 +133,8 @@ def export(note: str) -> None:
         "what": f"Interspatial adapter for tiny_puppet_t2v, {CONFIG.told()}",
         "data": f"{count} Puppet World clips of the prompt language (192 training prompts), 17 frames of 128x128 at "
                 f"16 fps, {POINTS} points a person",
-        "loss": f"squared error of the clean clip, noise levels with shift 3.0, body dropped in {DROPPED:.0%} and text in {DROPPED_TEXT:.0%} of the "
+        "loss": f"squared error of the clean clip, noise levels with shift 3.0, "
+                f"body dropped in {DROPPED:.0%} and text in {DROPPED_TEXT:.0%} of the "
                 "clips; the model is frozen; weights averaged with 0.998",
         "steps": saved["step"], "batch": BATCH, "seconds": round(saved["seconds"]), "device": "1 CPU core", "seed": 0,
         "note": note,

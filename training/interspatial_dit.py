@@ -34,7 +34,7 @@ from interspatial.models.puppet.world import pose_scene  # noqa: E402
 
 from . import control_clips as clips  # noqa: E402
 from .card import save_checkpoint  # noqa: E402
-from .flow import Learner, averaged, clip_loss, noise_levels, noised  # noqa: E402
+from .flow import SHIFT, Learner, averaged, clip_loss, noise_levels, noised  # noqa: E402
 from .state import save  # noqa: E402
 
 NAME, VAE = "interspatial_tiny", "interspatial_tiny_vae"
@@ -141,11 +141,12 @@ def export(note: str) -> None:
         "data": f"{count} Puppet World clips of one or two people in suits of six colours, {SIZE.frames} frames of "
                 f"{SIZE.side}x{SIZE.side} at {SIZE.fps:g} fps, crossings and orbits among them; {SIZE.points} points a "
                 f"person; latents of {VAE}; reference pictures of {REFERENCE}x{REFERENCE}",
-        "loss": f"squared error of the clean clip, noise levels with shift 3.0; body and reference dropped in {DROPPED:.0%}, background given in "
+        "loss": f"squared error of the clean clip, noise levels with shift 3.0; "
+                f"body and reference dropped in {DROPPED:.0%}, background given in "
                 f"{WITH_BACKGROUND:.0%} of the clips; weights averaged with 0.999",
         "steps": saved["step"], "batch": BATCH, "seconds": round(saved["seconds"]), "device": "1 CPU core", "seed": 0,
         "note": note,
-    }, {"interspatial": json.dumps(CONFIG.told())})  # fmt: skip
+    }, {"config": json.dumps({"interspatial": CONFIG.told(), "latent": "unit", "shift": SHIFT})})  # fmt: skip
 
 
 if __name__ == "__main__":

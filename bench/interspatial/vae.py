@@ -3,8 +3,9 @@
     python -m bench.interspatial.vae      # writes bench/results/interspatial_vae.json and .md
 
 Held out: 24 general scenes and 24 scenes of body and camera control, from seeds that training never drew, 17 frames of
-128x128 at 8 frames per second: twice the motion from frame to frame of the clips at 16. Both arms of `training.video_vae` as they are in training/runs, and the
-tiny Wan VAE, which was trained at 16 frames per second, through core's own VAE object. float32.
+128x128 at 8 frames per second: twice the motion from frame to frame of the clips at 16. Both arms of
+`training.video_vae` as they are in training/runs, and the tiny Wan VAE, which was trained at 16 frames per second and
+without scenes of control, through core's own VAE object. float32.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ def measure(coder: Coder, given: list[Tensor]) -> dict:
 
 def table(rows: dict) -> str:
     """The results as a page."""
-    head = ["VAE, scenes", "PSNR, dB", "worst", *PLACES, "spread in the window, dB", "kurtosis, mean of absolutes", "steps",
-            "CPU seconds"]  # fmt: skip
+    head = ["VAE, scenes", "PSNR, dB", "worst", *PLACES, "spread in the window, dB", "kurtosis, mean of absolutes",
+            "steps", "CPU seconds"]  # fmt: skip
     about = "PSNR: mean over clips; by place: from the mean squared error there. Kurtosis: 0 for a Gaussian."
     lines = ["# Video VAEs on fast motion", "", __doc__.strip().split("\n\n")[-1], "", about, "",
              f"| {' | '.join(head)} |", "| --- |" + " --- |" * (len(head) - 1)]  # fmt: skip

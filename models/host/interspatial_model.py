@@ -33,7 +33,18 @@ from .chain import FORWARD
 
 SCENE = "interspatial_scene"  # of a conditioning: a models.control.scene.Scene
 KIND = "interspatial"  # in the config of a file: the settings of the network
-LATENTS = {"wan21": comfy.latent_formats.Wan21}
+
+
+class UnitLatents(comfy.latent_formats.LatentFormat):
+    """Of this pack's own VAE, whose latents have mean 0 and spread 1 as they are."""
+
+    latent_channels = 16
+    latent_dimensions = 3
+    spacial_downscale_ratio = 8
+    temporal_downscale_ratio = 4
+
+
+LATENTS = {"wan21": comfy.latent_formats.Wan21, "unit": UnitLatents}
 SHIFT = 3.0  # towards noise: what the trainings use, training/flow.py
 
 AXES = {timed.key: timed.dim for timed in TIMED}

@@ -43,9 +43,9 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         if self.position not in POSITIONS or self.width % self.heads or not self.layers or min(self.layers) < 0:
-            raise ValueError(f"Interspatial adapter: position {self.position!r}, width {self.width}, {self.heads} heads, "
-                             f"layers {list(self.layers)}. Accepted: a position of {', '.join(POSITIONS)}, a width that "
-                             "the heads divide, and layers from 0 on.")  # fmt: skip
+            raise ValueError(f"Interspatial adapter: position {self.position!r}, width {self.width}, {self.heads} "
+                             f"heads, layers {list(self.layers)}. Accepted: a position of {', '.join(POSITIONS)}, a "
+                             "width that the heads divide, and layers from 0 on.")  # fmt: skip
 
     @staticmethod
     def of(values: Mapping) -> AdapterConfig:

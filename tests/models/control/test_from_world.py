@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interspatial.models.control.from_world import body_of_world, camera_of_world
+from interspatial.models.control.camera_moves import moved
+from interspatial.models.control.from_world import body_of_world, camera_of_world, seen_by
 from interspatial.models.puppet.body import PARTS
 from interspatial.models.puppet.control_scenes import control_scene
 from interspatial.models.puppet.scene import SceneSpec
@@ -41,3 +42,14 @@ def test_visible_points_fall_on_pixels_of_their_own_part():
 def test_a_scene_without_people_is_refused():
     with pytest.raises(ValueError, match="the scene has no puppets"):
         body_of_world(pose_scene(SceneSpec(()), 2, 16, 16))
+
+
+def test_another_camera_sees_the_same_people_elsewhere():
+    world = pose_scene(control_scene("single", 3), 4, 32, 48)
+    path = moved(camera_of_world(world), "zoom", 2.0, world.joints[0, 0, 0], "linear")
+    seen = seen_by(world, path.sized(64, 96))
+    assert torch.equal(seen.camera.w2c, world.camera.w2c) and torch.equal(seen.joints, world.joints)
+    middle, near = (w.joints_image[0][-1, 0] - torch.tensor([24.0, 16.0]) for w in (world, seen))
+    torch.testing.assert_close(near, 2 * middle, atol=1e-3, rtol=1e-4)
+    with pytest.raises(ValueError, match="a camera of 3 frames for a world of 4"):
+        seen_by(world, path.at(slice(0, 3)))
