@@ -26,6 +26,7 @@ from interspatial.models.puppet.world import pose_scene  # noqa: E402
 from training import control_clips as clips  # noqa: E402
 from training.flow import SHIFT, averaged, noised  # noqa: E402
 from training.interspatial_arms import ARMS, FOLDER, PLAN, Arm, Conditions, build, used_parameters  # noqa: E402
+from training.interspatial_arms import STEPS as TRAINED  # noqa: E402
 
 from ..results_file import Results  # noqa: E402
 
@@ -87,6 +88,8 @@ def main() -> None:
             continue
         arm = ARMS[name]
         step = torch.load(folder / "state.pt", weights_only=True)["step"]
+        if step < TRAINED:
+            continue
         model = averaged(build(arm), folder)
         results.put(row, {"what": arm.what, "parameters": used_parameters(model, arm.given), "steps": step,
                           **judged(model, arm, "single"), **judged(model, arm, "cross")})  # fmt: skip

@@ -75,7 +75,7 @@ class DiTConfig:
 
 # The 4B shape is a guess that fits the published parameter count; see the help page.
 CONFIGS = {
-    "tiny": DiTConfig(predicts="clip"),
+    "tiny": DiTConfig(width=160, heads=5, predicts="clip"),
     "small": DiTConfig(width=384, depth=12, heads=6, points=192, point_heads=3),
     "4b": DiTConfig(width=1536, depth=36, heads=24, points=768, point_heads=12),
 }
@@ -120,7 +120,7 @@ class Given:
     """What all blocks of a forward share.
 
     batch: B    places: of interspatial attention, None without points    space, time: rotary codes
-    numbers: [F] of the latent frames    rays: [B F, S, W]    reference: [B F, R, W]
+    numbers: [F] of the latent frames    rays: [B F, S, W]    reference: [B, R, W]
     """
 
     batch: int
@@ -195,7 +195,7 @@ class Block(nn.Module):
         if given.rays is not None:
             x = x + by_clip(self.camera(by_frame(plain_norm(x)), given.attend, given.space, given.rays))
         if given.reference is not None:
-            x = x + by_clip(self.reference(by_frame(plain_norm(x)), given.attend, None, given.reference))
+            x = x + self.reference(plain_norm(x), given.attend, None, given.reference)
         return x + parts[11] * self.feed(shifted(3)), y
 
 
@@ -264,7 +264,7 @@ class InterspatialDiT(nn.Module):
         return out
 
     def _given(self, points, rays, reference, time, numbers, size, dtype, attend_space, attend) -> tuple[Given, Tensor]:
-        B, F, h, w = size
+        B, _, h, w = size
         c, device = self.config, time.device
         places, y = None, time.new_zeros(B, 0, c.points)
         if points is not None:
@@ -282,8 +282,7 @@ class InterspatialDiT(nn.Module):
         if self.reference is None or reference is None:
             reference = None
         else:
-            found = self.reference(patched(reference[:, :, None].to(dtype), c.patch))
-            reference = found[:, None].expand(-1, F, -1, -1).flatten(0, 1)
+            reference = self.reference(patched(reference[:, :, None].to(dtype), c.patch))
         return Given(B, places, space, clock, numbers, rays, reference, attend_space, attend), y
 
 
