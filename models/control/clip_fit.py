@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from .body import BodyTrack
 from .camera import CameraPath
+from .camera_moves import default_stand, stand_before
 from .time_folding import latent_frames
 from .tokens import BodyTokens, body_tokens, identity_features
 
 FITS = ("stretch", "trim")
-FOCAL = 1.2  # longer sides of the picture; 45 degrees across it
-FILLED = 0.9  # share of the picture that the bodies may fill before a camera made for them
 
 
 @dataclass(frozen=True)
@@ -92,16 +90,8 @@ def hold_camera(body: BodyTrack, height: int, width: int) -> CameraPath:
 
     returns: one frame
     """
-    points = body.points[body.known].double()
-    points = points if len(points) else torch.zeros(1, 3, dtype=torch.float64)
-    middle = (points.amin(0) + points.amax(0)) / 2
-    focal = FOCAL * max(height, width)
-    off = (points - middle).abs()[:, :2] / torch.tensor([width, height]) * 2 / FILLED
-    distance = max(float((off.amax(1) * focal + points[:, 2] - middle[2]).max()), 1.0)
-    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
-    w2c = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
-    w2c[:3, 3] = -w2c[:3, :3] @ (middle + torch.tensor([0.0, 0.0, distance]))
-    return CameraPath(K[None], w2c[None].float(), height, width)
+    stand = stand_before(body, height, width) if body.known.any() else default_stand()
+    return stand.path(1, height, width)
 
 
 def reference_features(latent: Tensor, body: BodyTrack, camera: CameraPath | None, stride: int) -> Tensor:
