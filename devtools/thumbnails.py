@@ -31,6 +31,9 @@ PICTURES = {  # by the filename prefix of the node that saves it
     "step_cache": DOCS / "step_cache.jpg",
     "precision_plan": DOCS / "precision_plan.jpg",
     "quantised_2bit": DOCS / "quantize_model.jpg",
+    "control_followed": DOCS / "body_control.jpg",
+    "viewer": DOCS / "interspatial_viewer.jpg",
+    "interspatial_model": DOCS / "interspatial_model.jpg",
 }
 
 

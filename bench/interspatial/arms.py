@@ -76,6 +76,28 @@ def judged(model, arm: Arm, scene: str) -> dict[str, float]:
         f"{scene}_val": validation(model, arm, data)}  # fmt: skip
 
 
+COLUMNS = {"single_part_error": "part error, one person, px", "single_recall": "recall",
+           "single_iou": "outline", "single_psnr": "PSNR, dB", "cross_part_error": "part error, two crossing, px",
+           "cross_recall": "recall", "cross_overlap_recall": "recall where they overlap",
+           "cross_right_person": "right person", "cross_val": "flow loss"}  # fmt: skip
+
+
+def write_table(rows: dict[str, dict]) -> None:
+    """The mean over seeds of each arm, with the seeds' own figures behind it where there are several."""
+    lines = [__doc__.strip(), "", "| arm | seeds | " + " | ".join(COLUMNS.values()) + " |",
+             "| --- " * (len(COLUMNS) + 2) + "|"]  # fmt: skip
+    for name, arm in ARMS.items():
+        found = [row for key, row in rows.items() if key.split()[0] == name]
+        if found:
+            cells = []
+            for column in COLUMNS:
+                each = [row[column] for row in found]
+                told = f"{sum(each) / len(each):.3g}"
+                cells.append(told + (f" ({', '.join(f'{x:.3g}' for x in each)})" if len(each) > 1 else ""))
+            lines.append(f"| {arm.what} | {len(found)} | " + " | ".join(cells) + " |")
+    OUT.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,6 +115,7 @@ def main() -> None:
         model = averaged(build(arm), folder)
         results.put(row, {"what": arm.what, "parameters": used_parameters(model, arm.given), "steps": step,
                           **judged(model, arm, "single"), **judged(model, arm, "cross")})  # fmt: skip
+    write_table(results.rows)
 
 
 if __name__ == "__main__":
