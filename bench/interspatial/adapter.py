@@ -1,8 +1,8 @@
 """Does the tiny text-to-video model follow bodies with its adapter, alone and together with what else is on a model?
 
-    python -m bench.interspatial.adapter --scenes 24
+    python -m bench.interspatial.adapter --scenes 16
 
-Held-out prompts of the prompt language, each with a scene of its own whose bodies are given; 20 steps of Euler, cfg 4,
+Held-out prompts of the prompt language, each with a scene of its own whose bodies are given; 12 steps of Euler, cfg 4,
 one seed a scene. Scored against the rendered truth by the colours of clothes (models/measure/pose_following.py). Rows:
 the truth through the VAE (what the VAE lets through), the model without control, with it, another body than the judged
 one, the jointly trained control if its run is there, and the controlled model with sparse attention, a step cache, a
@@ -93,7 +93,7 @@ def run(make: Callable[[World], object], data: list, seed: int = 0) -> list[tupl
     """Sample each scene with the model that `make` gives for it."""
     clips = []
     for i, (caption, world) in enumerate(data):
-        latent = sample(make(world), conditioning(caption), conditioning(""), empty_latent(), Settings(seed=seed + i))
+        latent = sample(make(world), conditioning(caption), conditioning(""), empty_latent(), Settings(steps=12, seed=seed + i))
         clips.append((decode(latent), world))
     return clips
 
@@ -141,8 +141,8 @@ def joint():
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=24)
-    parser.add_argument("--together", type=int, default=8, help="scenes of the rows with other patches")
+    parser.add_argument("--scenes", type=int, default=16)
+    parser.add_argument("--together", type=int, default=5, help="scenes of the rows with other patches")
     parser.add_argument("--only", default="", help="rows whose name holds this")
     args = parser.parse_args()
     results, data = Results(OUT, __doc__), scenes(args.scenes)
