@@ -13,18 +13,13 @@ from __future__ import annotations
 
 import argparse
 import random
-import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import comfy.sd
 import torch
-from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
-from interspatial.models import host
-from interspatial.models.attention import METHODS, Blocks, SparseAttention, When
-from interspatial.models.cache import CACHES, StepCache
 from interspatial.models.control.from_world import body_of_world, camera_of_world
 from interspatial.models.host.adapter_files import LoadedAdapter, adapter_of, load_adapter
 from interspatial.models.host.quant_loading import load_quantised_model
@@ -36,7 +31,6 @@ from interspatial.models.puppet.world import World, pose_scene
 from interspatial.models.quant.format import FORMATS
 from interspatial.models.quant.quantise import layers_of, quantise
 from interspatial.models.quant.recipe import Choice, Recipe
-from interspatial.models.report import Card
 from interspatial.nodes.control import InterspatialBodyControl
 
 from training.interspatial_adapter import CONFIG, NAME, POINTS
@@ -57,6 +51,7 @@ from ..inprocess import (
     video_model,
 )
 from ..results_file import Results
+from .together import cached, mean, sparse, windowed
 
 OUT = Path(__file__).parent.parent / "results" / "interspatial_adapter.json"
 HOST = CHECKPOINTS / "diffusion_models" / "tiny_puppet_t2v.safetensors"
@@ -85,32 +80,14 @@ def judged(found: list[tuple[torch.Tensor, World]]) -> Figures:
     }  # fmt: skip
 
 
-def mean(values) -> float:
-    return statistics.fmean(v for v in values if v == v)
-
-
 def run(make: Callable[[World], object], data: list, seed: int = 0) -> list[tuple[torch.Tensor, World]]:
     """Sample each scene with the model that `make` gives for it."""
     clips = []
     for i, (caption, world) in enumerate(data):
-        latent = sample(make(world), conditioning(caption), conditioning(""), empty_latent(), Settings(steps=12, seed=seed + i))
+        settings = Settings(steps=12, seed=seed + i)
+        latent = sample(make(world), conditioning(caption), conditioning(""), empty_latent(), settings)
         clips.append((decode(latent), world))
     return clips
-
-
-def sparse(model):
-    chosen = SparseAttention(METHODS["draft"](density=0.3), When(), Blocks("tile", 2), "row")
-    return host.attach_attention(model, Card("sparse", "sparse"), chosen)
-
-
-def cached(model):
-    return host.attach_step(model, Card("cache", "cache"), StepCache(CACHES["taylorseer"]()))
-
-
-def windowed(model):
-    return ContextWindowsManualNode.execute(
-        model=model, context_length=3, context_overlap=1, context_schedule="standard_static", context_stride=1,
-        closed_loop=False, fuse_method="pyramid", dim=2, freenoise=False).result[0]  # fmt: skip
 
 
 def quantised(choice: str):
@@ -166,13 +143,13 @@ def main() -> None:
         "controlled": lambda: run(with_adapter(plain), data),
         "controlled by another body": other_body,
         "few: controlled": lambda: run(with_adapter(plain), few),
-        "few: + sparse, draft 0.3": lambda: run(with_adapter(plain, sparse), few),
+        "few: + sparse, draft 0.3": lambda: run(with_adapter(plain, lambda m: sparse(m, 0.3)), few),
         "few: + step cache": lambda: run(with_adapter(plain, cached), few),
         "few: + windows of 3 latent frames": lambda: run(with_adapter(plain, windowed), few),
         "few: + 8-bit host": lambda: run(with_adapter(quantised("vidit_q 8")), few),
         "few: + 4-bit host": lambda: run(with_adapter(quantised("vidit_q 4")), few),
         "few: + sparse, cache, 8-bit host": lambda: run(
-            with_adapter(quantised("vidit_q 8"), lambda m: sparse(cached(m))), few),
+            with_adapter(quantised("vidit_q 8"), lambda m: sparse(cached(m), 0.3)), few),
     }  # fmt: skip
     if (found := joint()) is not None:
         rows["jointly trained"] = lambda: run(lambda world: controlled(found[0], world, found[1]), data)

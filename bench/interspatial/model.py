@@ -12,16 +12,11 @@ crossings with sparse attention, a step cache, 8-bit weights and context windows
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from comfy_extras.nodes_context_windows import ContextWindowsManualNode
-from interspatial.models import host
-from interspatial.models.attention import METHODS, Blocks, SparseAttention, When
-from interspatial.models.cache import CACHES, StepCache
 from interspatial.models.control.from_world import body_of_world, camera_of_world
 from interspatial.models.host.quant_loading import load_quantised_model
 from interspatial.models.host.quant_trial import coded_layers, float_weight, linear_layers
@@ -32,7 +27,6 @@ from interspatial.models.puppet.control_scenes import HELD_OUT, control_scene, r
 from interspatial.models.puppet.subset import empty
 from interspatial.models.puppet.world import World, pose_scene
 from interspatial.models.quant.format import FORMATS
-from interspatial.models.report import Card
 from interspatial.nodes.interspatial_model import InterspatialScene
 
 from training.control_clips import SIZES
@@ -41,6 +35,7 @@ from training.package import CHECKPOINTS
 
 from ..inprocess import Settings, psnr, sample
 from ..results_file import Results
+from .together import cached, mean, sparse, windowed
 
 OUT = Path(__file__).parent.parent / "results" / "interspatial_model.json"
 SIZE = SIZES["scenes"]
@@ -73,10 +68,6 @@ def clip(model, vae, world: World, seed: int, background=False, reference=True, 
 def judged(found: list[tuple[torch.Tensor, World]]) -> dict[str, float]:
     scores = [follow(made.clamp(0, 1), world, token=16) for made, world in found]
 
-    def mean(values) -> float:
-        kept = [v for v in values if v == v]
-        return statistics.fmean(kept) if kept else float("nan")
-
     overlap = sum(int(s.overlap.sum()) for s in scores)
     right = sum(float((s.right * s.overlap).nansum()) for s in scores)
     return {
@@ -105,21 +96,6 @@ def without_depth(model):
 
     made.add_object_patch("extra_conds", flat)
     return made
-
-
-def sparse(model):
-    chosen = SparseAttention(METHODS["draft"](density=0.5), When(), Blocks("tile", 1), "row")
-    return host.attach_attention(model, Card("sparse", "sparse"), chosen)
-
-
-def cached(model):
-    return host.attach_step(model, Card("cache", "cache"), StepCache(CACHES["taylorseer"]()))
-
-
-def windowed(model):
-    return ContextWindowsManualNode.execute(
-        model=model, context_length=3, context_overlap=1, context_schedule="standard_static", context_stride=1,
-        closed_loop=False, fuse_method="pyramid", dim=2, freenoise=False).result[0]  # fmt: skip
 
 
 def in_few_bits(model, bits: int, make: Callable[[], list]) -> list:
@@ -161,7 +137,7 @@ def main() -> None:
         "cross, no reference, background given": lambda: run("cross", background=True, reference=False),
         "cross, cfg 2, background given": lambda: run("cross", background=True, cfg=2.0),
         "few: cross, background given": lambda: run("cross", few, background=True),
-        "few: + sparse, draft 0.5": lambda: run("cross", few, patched=sparse(model), background=True),
+        "few: + sparse, draft 0.5": lambda: run("cross", few, patched=sparse(model, 0.5), background=True),
         "few: + step cache": lambda: run("cross", few, patched=cached(model), background=True),
         "few: + windows of 3 latent frames": lambda: run("cross", few, patched=windowed(model), background=True),
         "few: + 8-bit weights": lambda: in_few_bits(model, 8, lambda: run("cross", few, background=True)),
