@@ -81,7 +81,7 @@ def test_a_new_file_of_the_same_size_that_is_nearer_to_the_model(nodes, folder, 
     assert not torch.equal(old["blocks.1.ffn.0.weight"], new["blocks.1.ffn.0.weight"])
     assert not torch.equal(old["blocks.1.ffn.0.bias"], new["blocks.1.ffn.0.bias"])
     # 0.77 and 0.81 with one thread and with two: sums in another order choose other codes
-    print("RATIO", off(model, plain) / off(load_quantised_model(str(folder / "two.safetensors")), plain)); assert off(model, plain) < 0.9 * off(load_quantised_model(str(folder / "two.safetensors")), plain)
+    assert off(model, plain) < 0.9 * off(load_quantised_model(str(folder / "two.safetensors")), plain)
     again = refined(nodes, plain)[1]
     assert "from an earlier run" in again.splitlines()[0] and again.splitlines()[1:] == report.splitlines()[1:]
 
