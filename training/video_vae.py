@@ -5,9 +5,8 @@
 
 Arms: `plain`, and `window`, whose latent has to let a small picture decoder see each of a window's four frames in four
 of its channels (ISA4D, 2505.15800). Both see the same batches, steps and losses but that one. Fast motion: every second
-frame of clips of 16 fps, and crops that move along a path of their own. The rest of the recipe, with its reasons, is
-that of `training.vae`: fixed latent noise, chroma, Muon, convolutions fitted to data before the first step; in place of
-taught colour channels a linear path starts at the principal components of the data.
+frame of clips of 16 fps, and crops that move along a path of their own. The rest is as in `training.vae`, but a linear
+path that starts at the principal components of the data takes the place of taught colour channels.
 """
 
 from __future__ import annotations
@@ -170,14 +169,13 @@ class Arm:
         self.name, self.device, self.path = name, device, FOLDER / f"{name}.pt"
         self.vae = VideoVAE(TINY)
         self.picture = PictureDecoder()
-        self.step, self.seconds = 0, 0.0
         saved = torch.load(self.path, map_location="cpu", weights_only=True) if self.path.exists() else None
         if saved:
             self.vae.load_state_dict(saved["vae"])
             self.picture.load_state_dict(saved["picture"])
-            self.step, self.seconds = saved["step"], saved["seconds"]
         else:
             fit_start(self.vae, FastCrops(-1).batch(64))
+        self.step, self.seconds = (saved["step"], saved["seconds"]) if saved else (0, 0.0)
         self.net = nn.ModuleList([self.vae, self.picture]).to(device, memory_format=torch.channels_last)
         self.optimisers = self.make_optimisers()
         for optimiser, part in zip(self.optimisers, saved["optimisers"] if saved else (), strict=False):
@@ -235,7 +233,7 @@ class Arm:
 
 
 def train(total: int, device: str) -> None:
-    """Both arms in turn, on the same batches, until each has done `total` steps."""
+    """Both arms in turn, on the same batches."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     arms = [Arm(name, device) for name in ARMS]
     while (step := min(arm.step for arm in arms)) < total:
@@ -247,12 +245,10 @@ def train(total: int, device: str) -> None:
                 arm.turn(batches, total)
 
 
-@torch.no_grad()
 def load(name: str) -> tuple[VideoVAE, dict]:
     """An arm as it is, and its file."""
     saved = torch.load(FOLDER / f"{name}.pt", map_location="cpu", weights_only=True)
-    vae = VideoVAE(TINY)
-    vae.load_state_dict(saved["vae"])
+    (vae := VideoVAE(TINY)).load_state_dict(saved["vae"])
     return vae.eval(), saved
 
 
