@@ -32,6 +32,7 @@ from interspatial.models.quant.format import FORMATS
 from interspatial.models.quant.quantise import layers_of, quantise
 from interspatial.models.quant.recipe import Choice, Recipe
 from interspatial.nodes.control import InterspatialBodyControl
+from safetensors import safe_open
 
 from training.interspatial_adapter import CONFIG, NAME, POINTS
 from training.package import CHECKPOINTS, RUNS
@@ -111,7 +112,8 @@ def joint():
     def part(name: str) -> dict:
         return {k[len(name) + 1 :]: v.clone() for k, v in average.items() if k.startswith(f"{name}.")}
 
-    model = comfy.sd.load_diffusion_model_state_dict(part("host"))
+    with safe_open(HOST, "pt") as file:  # says how wide the text is
+        model = comfy.sd.load_diffusion_model_state_dict(part("host"), metadata=file.metadata())
     return ModelSamplingSD3().patch(model, SHIFT)[0], adapter_of(CONFIG, part("adapter"), torch.float32)
 
 
