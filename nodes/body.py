@@ -12,11 +12,10 @@ from ..models.control.body_maps import KINDS, body_map
 from ..models.control.joint_orders import ORDERS
 from ..models.control.pose_data import SKINS, read_pose_data
 from ..models.control.world_frame import AXES, UNITS
-from ..models.host.input_files import input_files, input_path
+from ..models.host.input_files import BODIES, input_files, input_path
 from .sockets import BODY, CAMERA
 
 POSE_DATA = io.Custom("MHR_POSE_DATA")  # ComfyUI's own, in versions after 0.30.0
-NO_FILE = "none"
 FITS = {"as it is": None, "stretch": "stretch", "trim": "trim"}
 
 
@@ -31,8 +30,9 @@ class BodyFromFile(io.ComfyNode):
             "npz and safetensors files. Brings them to metres with y up, and to the length of a clip.",
             search_aliases=["smpl", "smplx", "motion capture", "mocap", "npz", "skeleton", "joints", "body track"],
             inputs=[
-                io.Combo.Input("body_file", options=[NO_FILE, *input_files(SUFFIXES)],
-                               tooltip="A file in the input folder: npz or safetensors."),
+                io.Combo.Input("body_file", options=[*BODIES.names(), *input_files(SUFFIXES)],
+                               tooltip="A file in models/bodies or in the input folder: npz or safetensors. One "
+                               "ships with the pack."),
                 io.String.Input("path", default="", optional=True,
                                 tooltip="A file elsewhere, in full, in place of body_file."),
                 *fit_inputs(),
@@ -56,7 +56,7 @@ class BodyFromFile(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, body_file=NO_FILE, path="", **others):
+    def fingerprint_inputs(cls, body_file, path="", **others):
         """A file that was written anew is read anew."""
         try:
             about = os.stat(input_path(path or body_file))
@@ -67,9 +67,6 @@ class BodyFromFile(io.ComfyNode):
     @classmethod
     def execute(cls, body_file, path="", points=512, length=0, fps=0.0, fit="as it is", up="auto", unit="auto",
                 joint_order="auto", file_fps=0.0) -> io.NodeOutput:  # fmt: skip
-        if not path and body_file == NO_FILE:
-            raise ValueError("Body from File: no file is chosen. Put an npz or safetensors file into ComfyUI's input "
-                             "folder and choose it, or give its path.")  # fmt: skip
         try:
             found = read_body(input_path(path or body_file), points, unit, up, joint_order, file_fps)
         except (ValueError, OSError) as error:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import folder_paths
 
-# Names under checkpoints/ are ComfyUI's folder names; the last five are of this pack.
+# Names under checkpoints/ are ComfyUI's folder names; the last six are of this pack.
 FOLDERS = ("diffusion_models", "vae", "text_encoders", "loras", "sparse_patterns", "dynamic_routers",
-           "activation_stats", "quant_plans", "interspatial_adapters")  # fmt: skip
+           "activation_stats", "quant_plans", "interspatial_adapters", "bodies")  # fmt: skip
 
 
 def register_folders(root: Path) -> list[Path]:

@@ -1,10 +1,14 @@
-"""Files in ComfyUI's input folder."""
+"""Files in ComfyUI's input folder, and motions in models/bodies."""
 
 from __future__ import annotations
 
 import os
 
 import folder_paths
+
+from .named_files import NamedFiles
+
+BODIES = NamedFiles("bodies")
 
 
 def input_files(suffixes: tuple[str, ...]) -> list[str]:
@@ -14,11 +18,14 @@ def input_files(suffixes: tuple[str, ...]) -> list[str]:
 
 
 def input_path(name: str) -> str:
-    """The path of one of `input_files`, or of any other file named in full.
+    """The path of a motion in models/bodies, of one of `input_files`, or of any other file named in full.
 
     raises: FileNotFoundError
     """
+    if name in BODIES.names():
+        return BODIES.path(name)
     path = os.path.join(folder_paths.get_input_directory(), os.path.expanduser(name.strip().strip('"')))
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{name} is not there. Accepted: a file in ComfyUI's input folder, or a path in full.")
+        raise FileNotFoundError(f"{name} is not there. Accepted: a file in models/bodies or in "
+                                "ComfyUI's input folder, or a path in full.")
     return path

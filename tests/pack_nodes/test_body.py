@@ -30,7 +30,7 @@ def folder(comfy, tmp_path, monkeypatch):
 
 def test_files_of_the_input_folder_are_listed(nodes, folder):
     options = nodes.BodyFromFile.define_schema().inputs[0].options
-    assert options == ["none", "takes/two.npz"]
+    assert "takes/two.npz" in options and "picture.png" not in options
 
 
 def test_a_file_is_read_by_name_and_by_path(nodes, folder):
@@ -40,7 +40,7 @@ def test_a_file_is_read_by_name_and_by_path(nodes, folder):
     torch.testing.assert_close(camera.w2c, CAMERA.w2c)
     assert report.splitlines() == ["2 people, 5 frames at 16 fps, 100 points a person from joints [2, 5, 24, 3]",
                                    "read as y up (found), 1 units a metre", "5 frames, as in the source"]  # fmt: skip
-    again = nodes.BodyFromFile.execute("none", path=str(folder / "takes" / "two.npz"), points=100).args[0]
+    again = nodes.BodyFromFile.execute("gone.npz", path=str(folder / "takes" / "two.npz"), points=100).args[0]
     assert torch.equal(again.points, track.points)
 
 
@@ -57,8 +57,8 @@ def test_length_and_rate(nodes, folder, fit, fps, length, frames):
 
 
 @pytest.mark.parametrize(("name", "path", "said"), [
-    ("none", "", "no file is chosen"), ("gone.npz", "", "gone.npz is not there. Accepted: a file in ComfyUI's input"),
-    ("none", "picture.png", "picture.png: its name ends in .png"),
+    ("gone.npz", "", "gone.npz is not there. Accepted: a file in models/bodies or in ComfyUI's input"),
+    ("gone.npz", "picture.png", "picture.png: its name ends in .png"),
 ])
 def test_files_that_are_refused(nodes, folder, name, path, said):
     with pytest.raises(ValueError, match=rf"^Body from File: .*{said}"):
