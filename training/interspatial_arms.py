@@ -21,7 +21,8 @@ from .package import RUNS, prepare
 
 prepare(comfy=False)
 from interspatial.models.control.tokens import body_tokens, identity_features  # noqa: E402
-from interspatial.models.nets.interspatial_dit import DiTConfig, InterspatialDiT  # noqa: E402
+from interspatial.models.nets.dit_config import DiTConfig  # noqa: E402
+from interspatial.models.nets.interspatial_dit import InterspatialDiT  # noqa: E402
 from interspatial.models.nets.point_tokens import Points  # noqa: E402
 
 from . import control_clips as clips  # noqa: E402

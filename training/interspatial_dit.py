@@ -26,7 +26,8 @@ prepare(comfy=False)
 from interspatial.models.control.from_world import body_of_world, camera_of_world  # noqa: E402
 from interspatial.models.control.rays import folded, pluecker  # noqa: E402
 from interspatial.models.control.tokens import body_tokens, identity_features  # noqa: E402
-from interspatial.models.nets.interspatial_dit import CONFIGS, InterspatialDiT  # noqa: E402
+from interspatial.models.nets.dit_config import CONFIGS  # noqa: E402
+from interspatial.models.nets.interspatial_dit import InterspatialDiT  # noqa: E402
 from interspatial.models.nets.point_tokens import Points  # noqa: E402
 from interspatial.models.nets.video_vae import VideoVAE, VideoVAEConfig  # noqa: E402
 from interspatial.models.puppet.control_scenes import control_scene, kind_of, reference_scene  # noqa: E402

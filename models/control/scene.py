@@ -24,7 +24,7 @@ from .time_folding import latent_frames
 from .tokens import body_tokens
 
 if TYPE_CHECKING:
-    from ..nets.interspatial_dit import DiTConfig
+    from ..nets.dit_config import DiTConfig
 
 PIXELS = 8  # rows and columns of a latent entry
 

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from ..control.scene import Scene, conditions
 from ..families.interspatial import TIMED
+from ..nets.dit_config import DiTConfig
 from ..nets.interspatial_attention import Attend
-from ..nets.interspatial_dit import DiTConfig, InterspatialDiT
+from ..nets.interspatial_dit import InterspatialDiT
 from ..nets.point_tokens import Points
 from ..quant.safetensors_stream import Reader
 from .chain import FORWARD

@@ -25,7 +25,8 @@ from .point_tokens import Points, PointsOverTime, PointTokenizer
 class AdapterConfig:
     """family: name of the host's family    host_width: D    layers: numbers of the host's blocks, in order of execution
     width, heads: of the adapter    identity: channels of the reference at each point, 0 for none
-    position, depth_mode, symmetric: as in `DiTConfig`    temporal_stride: pixel frames a latent frame of the host
+    position, depth_mode, symmetric: as in `dit_config.DiTConfig`
+    temporal_stride: pixel frames a latent frame of the host
 
     raises: ValueError for what cannot be
     """

@@ -229,7 +229,8 @@ def seedvr2():
 def interspatial(**config: Any):
     """This pack's own model, through its loader."""
     from interspatial.models.host.interspatial_model import InterspatialConfig, patcher_of
-    from interspatial.models.nets.interspatial_dit import DiTConfig, InterspatialDiT
+    from interspatial.models.nets.dit_config import DiTConfig
+    from interspatial.models.nets.interspatial_dit import InterspatialDiT
 
     sizes = DiTConfig(**{"width": 128, "depth": 2, "heads": 2, "points": 64, "point_heads": 2, **config})
     return patcher_of(build(InterspatialDiT, config=sizes).state_dict(), InterspatialConfig(sizes), {}, False)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from interspatial.models.control.scene import Background, Reference, Scene, conditions, folded_mask
-from interspatial.models.nets.interspatial_dit import DiTConfig
+from interspatial.models.nets.dit_config import DiTConfig
 from interspatial.tests.models.tinies import peopled, walking
 
 CONFIG = DiTConfig()
