@@ -57,7 +57,7 @@ def load_adapter(path: str | Path) -> LoadedAdapter:
 def adapter_of(config: AdapterConfig, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> LoadedAdapter:
     """weights: all of them, of one dtype"""
     offload = comfy.model_management.unet_offload_device()
-    network = InterspatialAdapter(config, comfy.ops.manual_cast, offload, dtype).requires_grad_(False).eval()
+    network = InterspatialAdapter(config, comfy.ops.manual_cast, offload, dtype).requires_grad_(False).train(False)
     patcher = comfy.model_patcher.CoreModelPatcher(
         network, load_device=comfy.model_management.get_torch_device(), offload_device=offload
     )

@@ -67,7 +67,7 @@ class InterspatialVAE(comfy.sd.VAE):
         self.memory_used_encode = lambda shape, dtype: self._memory(ENCODE_VALUES * width, shape, 1, dtype)
         self.memory_used_decode = lambda shape, dtype: self._memory(DECODE_VALUES * width, shape, SPACE, dtype)
         self.vae_dtype = comfy.model_management.vae_dtype(self.device, self.working_dtypes)
-        self.first_stage_model = ChunkedVAE(net).eval().requires_grad_(False).to(self.vae_dtype)
+        self.first_stage_model = ChunkedVAE(net).train(False).requires_grad_(False).to(self.vae_dtype)
         comfy.model_management.archive_model_dtypes(self.first_stage_model)
         self.patcher = comfy.model_patcher.ModelPatcher(
             self.first_stage_model,
