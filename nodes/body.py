@@ -14,6 +14,7 @@ from ..models.control.pose_data import SKINS, read_pose_data
 from ..models.control.world_frame import AXES, UNITS
 from ..models.host.input_files import BODIES, input_files, input_path
 from .sockets import BODY, CAMERA
+from .ticking import ticking
 
 POSE_DATA = io.Custom("MHR_POSE_DATA")  # ComfyUI's own, in versions after 0.30.0
 FITS = {"as it is": None, "stretch": "stretch", "trim": "trim"}
@@ -143,14 +144,8 @@ class BodyPreview(io.ComfyNode):
     def execute(cls, body, camera, kind="overlay", images=None, width=0, height=0) -> io.NodeOutput:
         found = (camera.height, camera.width) if images is None else images.shape[1:3]
         size = (height, width) if height and width else tuple(int(n) for n in found)
-        progress = host.progress_bar(body.frames)
-
-        def tick(done: int) -> None:
-            host.check_interrupt()
-            progress(done)
-
         try:
-            return io.NodeOutput(body_map(kind, body, camera, *size, images, tick))
+            return io.NodeOutput(body_map(kind, body, camera, *size, images, ticking(body.frames)))
         except ValueError as error:
             raise ValueError(f"Body Preview: {error}") from error
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..models import host
 from ..models.control.from_world import body_of_world, camera_of_world
 from ..models.puppet import edit
 from .sockets import BODY, CAMERA, WORLD
+from .ticking import ticking
 
 
 class PuppetBody(io.ComfyNode):
@@ -55,14 +55,8 @@ class PuppetBody(io.ComfyNode):
     def execute(cls, world, person="all", motion="as it is", speed=1.0, offset_x=0.0, offset_z=0.0, yaw=0.0,
                 only_this_person=False, points=256) -> io.NodeOutput:  # fmt: skip
         change = edit.Change(person, motion, speed, (offset_x, offset_z), yaw, only_this_person)
-        progress = host.progress_bar(world.frames)
-
-        def tick(done: int) -> None:
-            host.check_interrupt()
-            progress(done)
-
         try:
-            changed = edit.changed(world, change, tick)
+            changed = edit.changed(world, change, ticking(world.frames))
             body = body_of_world(changed, points)
         except ValueError as error:
             raise ValueError(f"Puppet Body: {error}") from error

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..models import host
 from ..models.control.from_world import body_of_world, camera_of_world, seen_by
 from ..models.puppet.control_scenes import HELD_OUT, KINDS, control_scene, reference_scene
 from ..models.puppet.subset import empty
 from ..models.puppet.world import pose_scene
 from .sockets import BODY, CAMERA, WORLD
-
-
-def ticking(frames: int):
-    """Progress and interrupt for a rendering of so many frames."""
-    progress = host.progress_bar(frames)
-
-    def tick(done: int) -> None:
-        host.check_interrupt()
-        progress(done)
-
-    return tick
+from .ticking import ticking
 
 
 class PuppetControlScene(io.ComfyNode):

@@ -24,6 +24,7 @@ from ..models.quant.recipe import Choice, Recipe
 from ..models.quant.spoken import SpokenLayers
 from ..models.report import Card
 from .sockets import ACTIVATIONS, PLAN
+from .ticking import ticking
 
 CHOICES = {choice.label: choice for name, form in FORMATS.items() for bits in form.widths
            if (choice := Choice(name, bits))}  # fmt: skip
@@ -204,17 +205,6 @@ def default_name(weights, format: str, plan) -> str:
         raise ValueError("the file that this model is from is not known. Give the new one a name.")
     kind = "mixed" if plan is not None else str(CHOICES[format]).replace(" ", "")
     return f"{weights.path.stem}_{kind}"
-
-
-def ticking(layers: int):
-    """Progress on the node, and the user's interrupt."""
-    bar = host.progress_bar(max(1, layers))
-
-    def tick(done: int) -> None:
-        host.check_interrupt()
-        bar(done)
-
-    return tick
 
 
 def spoken(model, node_id):

@@ -10,6 +10,7 @@ from ..models import host
 from ..models.puppet import direct, views
 from ..models.puppet.world import pose_scene
 from .sockets import WORLD
+from .ticking import ticking
 
 
 class PuppetScene(io.ComfyNode):
@@ -75,13 +76,7 @@ class PuppetScene(io.ComfyNode):
     def execute(cls, seed, action, length, puppets=0, shirt="any", ground="any", camera="hold", balls=0,
                 width=128, height=128, fps=16.0) -> io.NodeOutput:  # fmt: skip
         spec = direct.directed_scene(seed, action, puppets, shirt, ground, camera, balls)
-        progress = host.progress_bar(length)
-
-        def tick(done: int) -> None:
-            host.check_interrupt()
-            progress(done)
-
-        world = pose_scene(spec, length, height, width, fps, tick)
+        world = pose_scene(spec, length, height, width, fps, ticking(length))
         audio = views.audio(world)
         rate = Fraction(fps).limit_denominator(1001)
         components = Types.VideoComponents(images=world.rgb, audio=audio, frame_rate=rate)

@@ -10,6 +10,7 @@ from ..models import host
 from ..models.host.vae_chunks import decode_video, encode_video, why_not_stream
 from ..models.host.video_vae import load_video_vae, video_vae_files, video_vae_path
 from ..models.measure.window_audit import audit, describe, draw_audit
+from .ticking import ticking
 
 CHUNK_TIP = ("Latent frames at a time, four frames each: 2 typical. More is a little faster and takes more memory; the "
              "result is the same. Core's Wan VAE has a chunk of its own.")  # fmt: skip
@@ -17,17 +18,6 @@ CHUNK_TIP = ("Latent frames at a time, four frames each: 2 typical. More is a li
 
 def chunk_input() -> io.Int.Input:
     return io.Int.Input("chunk", default=2, min=1, max=64, optional=True, advanced=True, tooltip=CHUNK_TIP)
-
-
-def ticker(total: int):
-    """Progress and interrupt, called with the number of latent frames done."""
-    progress = host.progress_bar(total)
-
-    def tick(done: int) -> None:
-        host.check_interrupt()
-        progress(done)
-
-    return tick
 
 
 def ratio(vae) -> int:
@@ -125,7 +115,7 @@ class EncodeVideo(io.ComfyNode):
         if min(images.shape[1:3]) < vae.spacial_compression_encode():
             raise ValueError(f"Encode Video (Streaming): frames of {images.shape[2]} x {images.shape[1]} pixels. "
                              f"Accepted: {vae.spacial_compression_encode()} and more a side.")  # fmt: skip
-        latent = encode_video(vae, images, chunk, ticker(1 + len(images) // ratio(vae)))
+        latent = encode_video(vae, images, chunk, ticking(1 + len(images) // ratio(vae)))
         lines = [f"{len(images)} frames, {latent.shape[2]} latent frames", why_not_stream(vae) or "in exact chunks"]
         lines.append(length_note(len(images), decoded_frames(vae, latent.shape[2])))
         report = "\n".join(line for line in lines if line)
@@ -163,7 +153,7 @@ class DecodeVideo(io.ComfyNode):
         if samples.shape[1] != vae.latent_channels:
             raise ValueError(f"Decode Video (Streaming): the latent has {samples.shape[1]} channels, this VAE's have "
                              f"{vae.latent_channels}. Connect the VAE that belongs to the model.")  # fmt: skip
-        images = decode_video(vae, samples, chunk, ticker(len(samples) * samples.shape[2]))
+        images = decode_video(vae, samples, chunk, ticking(len(samples) * samples.shape[2]))
         report = f"{len(images)} frames, {why_not_stream(vae) or 'in exact chunks'}"
         host.show_text(report, getattr(cls.hidden, "unique_id", None))
         return io.NodeOutput(images, report)
@@ -197,7 +187,7 @@ class VAEWindowAudit(io.ComfyNode):
     @classmethod
     def execute(cls, images, vae, chunk=2) -> io.NodeOutput:
         check_video_vae(vae, "VAE Window Audit")
-        tick = ticker(2 * (1 + len(images) // ratio(vae)))
+        tick = ticking(2 * (1 + len(images) // ratio(vae)))
         latent = encode_video(vae, images, chunk, tick)
         back = decode_video(vae, latent, chunk, lambda done: tick(latent.shape[2] + done)).clamp(0, 1)
         found = audit(images, back, ratio(vae))
