@@ -20,10 +20,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from . import triton_ordered
 from .attend_call import AttendCall
 from .block_plan import BlockPlan
 from .pool_blocks import pool_blocks, slot_bias
-from .triton_tiles import Tile, Tuner, device_of, tiles
+from .triton_tiles import Tile, Tuner, device_of, laid_out, tiles
 
 NAME = "triton"
 
@@ -56,8 +57,11 @@ def why_not(call: AttendCall) -> str | None:
     return None
 
 
-def attend(call: AttendCall) -> tuple[Tensor, Tensor | None]:
-    """Output [B, N, H, D] and, if asked for, lse fp32 [B, N, H]; the contract is that of `block_attend`."""
+def attend(call: AttendCall, tile: Tile | None = None) -> tuple[Tensor, Tensor | None]:
+    """Output [B, N, H, D] and, if asked for, lse fp32 [B, N, H]; the contract is that of `block_attend`.
+
+    tile: one of `offered`; None: the fastest of them
+    """
     kernels, reason = _kernels()
     if kernels is None:
         raise RuntimeError(f"Block attention cannot run in Triton: {reason}.")
@@ -65,7 +69,7 @@ def attend(call: AttendCall) -> tuple[Tensor, Tensor | None]:
     lse = torch.empty(call.q.shape[:3], device=call.q.device) if call.return_lse else None
     if out.numel():
         with torch.cuda.device(call.q.device) if call.q.is_cuda else nullcontext():
-            _launch(kernels, call, out, lse)
+            _launch(kernels, call, out, lse, tile)
     return out, lse
 
 
@@ -79,29 +83,53 @@ def _kernels() -> tuple[ModuleType | None, str]:
     return triton_attend_kernel, ""
 
 
-def _launch(kernels: ModuleType, call: AttendCall, out: Tensor, lse: Tensor | None) -> None:
+def _launch(kernels: ModuleType, call: AttendCall, out: Tensor, lse: Tensor | None, tile: Tile | None) -> None:
     given = {"out": out, **_tensors(call), **_tables(call), **_compile_time(call)}
     given |= {"lse": given["slot_bias"] if lse is None else lse, "LSE": lse is not None}
     given |= _reshape(call, given) | _without_tail(given)
-    slots, runs = _padded(call.plan.q_slots.shape[2]), _runs(call.plan)
-    tail = _tail(kernels, call, given, _offered(kernels, call, given["DP"], 64)[0])
+    tail = _tail(kernels, call, given, _gathering(kernels, call, given["DP"], 64)[0])
 
-    def launch(tile: Tile, run: tuple[int, int, bool] = runs[0]) -> None:
-        first, last, full = run
-        programs = call.q.shape[0] * call.q.shape[2] * (last - first) * -(-call.plan.q_slots.shape[2] // tile.M)
-        kernels.attend_kernel[(programs,)](
-            **given | ({} if full else tail), first=first, blocks=last - first, FULL=full, M=tile.M, N=tile.N,
-            DA=given["DP"] // 2 if tile.split else given["DP"], num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+    def launch(tile: Tile) -> None:
+        if tile.boxes:
+            triton_ordered.launch(call, given, tail, tile)
+            return
+        for run in _runs(call.plan):
+            _gather(kernels, call, given | ({} if run[2] else tail), tile, run)
 
-    key = call.q.device, call.q.dtype, call.q.shape[-1], call.tail, slots, given["SP"]
-    tile = TUNER.choose(key, _offered(kernels, call, given["DP"], slots), launch)
-    for run in runs:
-        launch(tile, run)
+    if tile is None:
+        key = call.q.device, call.q.dtype, call.q.shape[-1], call.tail, _padded(call.plan.q_slots.shape[2]), given["SP"]
+        tile = TUNER.choose(key, _offered(kernels, call), launch)
+    launch(tile)
 
 
-def _offered(kernels: ModuleType, call: AttendCall, DP: int, slots: int) -> list[Tile]:
-    """Tiles for query blocks of that many slots, padded to a power of two."""
+def _gather(kernels: ModuleType, call: AttendCall, given: dict, tile: Tile, run: tuple[int, int, bool]) -> None:
+    """One run of query blocks by the kernel that reads keys and values where they lie."""
+    first, last, full = run
+    programs = call.q.shape[0] * call.q.shape[2] * (last - first) * -(-call.plan.q_slots.shape[2] // tile.M)
+    kernels.attend_kernel[(programs,)](
+        **given, first=first, blocks=last - first, FULL=full, M=tile.M, N=tile.N,
+        DA=given["DP"] // 2 if tile.split else given["DP"], num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+
+
+def offered(call: AttendCall) -> list[Tile]:
+    """The tiles that could compute a call, the likeliest first; they differ in speed and memory alone."""
+    kernels, reason = _kernels()
+    if kernels is None:
+        raise RuntimeError(f"Block attention cannot run in Triton: {reason}.")
+    return _offered(kernels, call)
+
+
+def _offered(kernels: ModuleType, call: AttendCall) -> list[Tile]:
+    slots, DP, SP = (_padded(n) for n in (call.plan.q_slots.shape[2], call.q.shape[-1], call.plan.k_slots.shape[2]))
+    found = _gathering(kernels, call, DP, slots)
+    if not kernels.INTERPRETED and triton_ordered.why_not(call, DP, SP) is None:
+        found = laid_out(call.q.element_size(), DP, slots, SP, device_of(call.q.device)) + found
+    return found
+
+
+def _gathering(kernels: ModuleType, call: AttendCall, DP: int, slots: int) -> list[Tile]:
+    """Tiles of the kernel that gathers, for query blocks of that many slots, padded to a power of two."""
     if kernels.INTERPRETED:
         return [Tile(min(64, slots), 64, 4, 1)]
     return tiles(call.q.element_size(), DP, slots, device_of(call.q.device))

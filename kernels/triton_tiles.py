@@ -7,11 +7,16 @@ What is chosen depends on the head dim, the dtype, the tail and the size class o
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from .tuned_tiles import KNOWN, Card, TunedTiles, among, entry, word
+
 WARM_RUNS, TIMED_RUNS = 1, 2  # the first compiles
+# Where a tile comes from.
+SOURCES = ONLY, REMEMBERED, SHIPPED, TIMED = "the only one", "measured earlier", "shipped table", "timed now"
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,13 @@ class Tile:
     warps: int
     stages: int
     split: bool = False  # the accumulator in two halves
+    boxes: int = 0  # key blocks of a step where keys and values are laid out in block order first; 0: they are gathered
+    registers: int | None = None  # at most, of a thread, so that two programs fit; None: as the compiler likes
 
     def shared(self, item: int, DP: int, device: Device) -> int:
         """Bytes of shared memory, an upper bound. item: bytes per number"""
+        if self.boxes:
+            return item * (self.M + 2 * self.stages * self.N) * DP + 1024 * self.stages
         buffers = max(1, self.stages - (device.matrix != "wgmma"))
         query = 0 if device.matrix == "amd" else self.M
         weights = 0 if device.matrix == "wgmma" or self.split else self.M * self.N
@@ -56,6 +65,9 @@ WIDE = {  # DP = 256
     "amd": ((32, 4, 2), (32, 4, 1)),
 }
 TALL = ((64, 8, 2), (64, 8, 3))  # M = 128
+# (blocks of a step, warps, stages, registers) where keys and values are laid out, by M; "wgmma" only. Compiled for 9.0,
+# 16-bit numbers, D 128: none spills inside its loop. With 128 registers two programs of M = 128 share a multiprocessor.
+LAID_OUT = {128: ((2, 8, 2, None), (1, 8, 3, None), (1, 8, 2, 128)), 64: ((1, 4, 2, None),)}
 
 
 def device_of(device: torch.device) -> Device:
@@ -87,24 +99,73 @@ def tiles(item: int, DP: int, slots: int, device: Device) -> list[Tile]:
     return [tile for tile in made if tile.shared(item, DP, device) <= device.shared] or [Tile(16, 16, 4, 1)]
 
 
+def laid_out(item: int, DP: int, slots: int, key_slots: int, device: Device) -> list[Tile]:
+    """Tiles for keys and values in block order, the likeliest first; none on devices without a copy engine for boxes.
+
+    key_slots: of a key block, padded to a power of two
+    """
+    if device.matrix != "wgmma":
+        return []
+    M = min(slots, 128)
+    made = [Tile(M, boxes * key_slots, warps, stages, boxes=boxes, registers=registers)
+            for boxes, warps, stages, registers in LAID_OUT.get(M, ()) if boxes * key_slots <= 128]  # fmt: skip
+    return [tile for tile in made if tile.shared(item, DP, device) <= device.shared]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a tuner settled on. source: one of SOURCES    times: milliseconds of each tile that was timed, else empty"""
+
+    tile: Any
+    source: str
+    times: dict[Any, float] = field(default_factory=dict)
+
+
 class Tuner:
-    """Remembers the fastest tile of each kind of call. It outlives a run: the card stays the same."""
+    """Knows the fastest tile of each kind of call. It outlives a run: the card stays the same.
 
-    def __init__(self, clock: Callable[[Callable[[], None]], float] | None = None) -> None:
-        self.clock = clock or milliseconds
-        self.chosen: dict[Hashable, Tile] = {}
+    A kind that is met for the first time has the tile of an earlier session on this card, else the one that ships for
+    it, else each is timed on the call, and the fastest is remembered. A tile that is not among those offered, or does
+    not run, is never chosen.
 
-    def choose(self, key: Hashable, offered: list[Tile], launch: Callable[[Tile], None]) -> Tile:
-        """The tile for calls of that key, found by launching each of those offered.
+    name: of the operation, the first word of its kinds; "": tiles are timed and nothing is remembered
+    clock: launch -> milliseconds
+    """
 
+    def __init__(
+        self, name: str = "", clock: Callable[[Callable[[], None]], float] | None = None, known: TunedTiles = KNOWN
+    ) -> None:
+        self.name, self.clock, self.known = name, clock or milliseconds, known
+        self.chosen: dict[Hashable, Choice] = {}
+
+    def choose(self, key: Hashable, offered: list, launch: Callable[[Any], None]) -> Any:
+        """The tile for calls of that key.
+
+        key: with a name, the device and then the words of the kind
         raises: what the last tile raised, when none runs
         """
         if key not in self.chosen:
-            self.chosen[key] = offered[0] if len(offered) == 1 else self._fastest(offered, launch)
-        return self.chosen[key]
+            self.chosen[key] = Choice(offered[0], ONLY) if len(offered) == 1 else self._choice(key, offered, launch)
+        return self.chosen[key].tile
 
-    def _fastest(self, offered: list[Tile], launch: Callable[[Tile], None]) -> Tile:
-        times: dict[Tile, float] = {}
+    def kind(self, key: tuple) -> str:
+        """The words of a key."""
+        return " ".join((self.name, *map(word, key[1:])))
+
+    def _choice(self, key: Hashable, offered: list, launch: Callable[[Any], None]) -> Choice:
+        if not self.name:
+            return self._fastest(offered, launch)
+        card, kind = Card.of(key[0]), self.kind(key)
+        for source, find in ((REMEMBERED, self.known.remembered), (SHIPPED, self.known.shipped)):
+            tile = among(find(card, kind), offered)
+            if tile is not None and _runs(tile, launch):
+                return Choice(tile, source)
+        found = self._fastest(offered, launch)
+        self.known.remember(card, kind, entry(found.tile, found.times))
+        return found
+
+    def _fastest(self, offered: list, launch: Callable[[Any], None]) -> Choice:
+        times: dict[Any, float] = {}
         failure: Exception | None = None
         for tile in offered:
             try:
@@ -115,7 +176,18 @@ class Tuner:
                 failure = error
         if not times:
             raise failure
-        return min(times, key=times.get)
+        return Choice(min(times, key=times.get), TIMED, times)
+
+
+def _runs(tile: Any, launch: Callable[[Any], None]) -> bool:
+    """Launch it once: another version of the compiler may fail where the one that was measured did not."""
+    try:
+        launch(tile)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # as above
+        return False
+    return True
 
 
 def milliseconds(launch: Callable[[], None]) -> float:

@@ -183,7 +183,7 @@ class Launch:
 def launches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
     """What the Triton backend launches for a call on some device; nothing runs."""
     pytest.importorskip("triton")
-    from interspatial.kernels import triton_attend, triton_attend_kernel
+    from interspatial.kernels import triton_attend, triton_attend_kernel, triton_ordered, triton_ordered_kernel
 
     if triton_attend_kernel.INTERPRETED:
         pytest.skip("TRITON_INTERPRET is set, so there are no kernels to compile")
@@ -191,7 +191,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
 
     class Recorder:
         def __init__(self, kernel: object) -> None:
-            self.kernel = kernel
+            self.kernel, self.arg_names = kernel, kernel.arg_names
 
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
             return lambda **arguments: seen.append(Launch(self.kernel, grid, arguments))
@@ -200,13 +200,17 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
     recorders = {name: Recorder(getattr(triton_attend_kernel, name)) for name in names}
     kernels = SimpleNamespace(INTERPRETED=False, **recorders)
     monkeypatch.setattr(triton_attend, "_kernels", lambda: (kernels, ""))
+    names = ("lay_out_kernel", "ordered_kernel")
+    recorders = {name: Recorder(getattr(triton_ordered_kernel, name)) for name in names}
+    ordered = SimpleNamespace(TensorDescriptor=triton_ordered_kernel.TensorDescriptor, **recorders)
+    monkeypatch.setattr(triton_ordered, "found", lambda: (ordered, ""))
     first = SimpleNamespace(choose=lambda key, offered, launch: offered[0])
     monkeypatch.setattr(triton_attend, "TUNER", first)
 
-    def record(call: object, device: object) -> list[Launch]:
+    def record(call: object, device: object, tile: object = None) -> list[Launch]:
         monkeypatch.setattr(triton_attend, "device_of", lambda _: device)
         seen.clear()
-        triton_attend.attend(call)
+        triton_attend.attend(call, tile)
         return list(seen)
 
     return record
