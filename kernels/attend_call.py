@@ -41,6 +41,7 @@ class AttendCall:
     reshape: Reshape | None = None
     return_lse: bool = False
     max_bytes: int | None = None
+    int8: bool = False
 
     def why_not(self) -> str | None:
         """Why no backend can take this call, or None. Reads shapes only, never the device."""

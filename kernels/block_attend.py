@@ -82,6 +82,7 @@ def block_attend(
     reshape: Reshape | None = None,
     return_lse: bool = False,
     max_bytes: int | None = None,
+    int8: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax over the keys in the kept blocks, by the first backend that can take the call.
@@ -96,12 +97,15 @@ def block_attend(
     key_bias: fp32 [B, N], added to the logits, -inf allowed
     reshape: after the softmax, of rows that see everything too; excludes a tail. It does not change the lse
     max_bytes: workspace of the gather backend, see there
+    int8: the products of queries and keys may be taken in int8 where a backend is faster for it: keys less their mean
+        over all tokens, rounded by one step size a block, queries by one a token, as in SageAttention (arXiv
+        2410.02367). 1.1 % of relative L2 on normal numbers of head dim 128
     backend: the name of one of BACKENDS, which then must take the call
     returns: [B, N, H, D] in q's dtype; with return_lse also the natural log-sum-exp of all logits, fp32 [B, N, H]
     raises: ValueError with the reason of `AttendCall.why_not`, or of the backend that was asked for
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    call = AttendCall(q, k, v, plan, scale, key_bias, tail, reshape, return_lse, max_bytes)
+    call = AttendCall(q, k, v, plan, scale, key_bias, tail, reshape, return_lse, max_bytes, int8)
     out, lse = BACKENDS.run(call, backend)
     return (out, lse) if return_lse else out
 

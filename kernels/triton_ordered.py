@@ -7,6 +7,7 @@ are more; with a bias 4 X K (SP - SK) where blocks are padded.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
@@ -52,38 +53,76 @@ def launch(call: AttendCall, given: dict, tail: dict, tile: Tile) -> None:
     plan, SP, groups = call.plan, given["SP"], call.q.shape[0] * call.q.shape[2]
     blocks, rows = given["K"], given["K"] * SP
     chunk = min(groups, max(1, CHUNK_BYTES // (2 * rows * given["D"] * call.q.element_size())))
-    laid = torch.empty(2, chunk * rows, given["D"], dtype=call.q.dtype, device=call.q.device)
     given = _arguments(call, given, tail, tile)
-    keys, values = (kernels.TensorDescriptor.from_tensor(x, [SP, given["DP"]]) for x in laid)
+    buffers = _Buffers.of(call, chunk * blocks, given)
+    int8 = buffers.keys.dtype == torch.int8
     for head in range(0, groups, chunk):
         heads = min(chunk, groups - head)
-        for name, x in zip("kv", laid, strict=True):
-            kernels.lay_out_kernel[(heads * blocks,)](
-                x=given[name], slots=given["k_slots"], out=x, head=head, geo=given["k_geo"],
-                **{f"x_{axis}": given[f"{name}_{axis}"] for axis in "bnh"},
-                **{key: given[key] for key in ("heads", "K", "SK", "D", "DP", "SP")}, num_warps=4,
-            )  # fmt: skip
+        buffers.fill(given, head, heads * blocks)
         programs = heads * given["Q"] * -(-plan.q_slots.shape[2] // tile.M)
         wanted = {key: x for key, x in given.items() if key in kernels.ordered_kernel.arg_names}
         kernels.ordered_kernel[(programs,)](
-            **wanted, keys=keys, values=values, head=head, M=tile.M, N=tile.N, U=tile.boxes,
+            **wanted, keys=_boxes(buffers.keys, SP, given), values=_boxes(buffers.values, SP, given), head=head,
+            middle=buffers.middle, steps=buffers.steps, INT8=int8, M=tile.M, N=tile.N, U=tile.boxes,
             num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Buffers:
+    """Keys and values of some heads in block order. keys, values: [L * K * SP, D]
+
+    middle: fp32 [G, D], what int8 keys are less by; steps: fp32 [L * K], their step sizes; else any tensors
+    """
+
+    keys: Tensor
+    values: Tensor
+    middle: Tensor
+    steps: Tensor
+
+    @classmethod
+    def of(cls, call: AttendCall, blocks: int, given: dict) -> _Buffers:
+        device, rows = call.q.device, (blocks * given["SP"], given["D"])
+        int8 = call.int8 and given["D"] % 16 == 0  # rows of a box begin at multiples of 16 bytes
+        keys = torch.empty(rows, dtype=torch.int8 if int8 else call.q.dtype, device=device)
+        values = torch.empty(rows, dtype=call.q.dtype, device=device)
+        if not int8:
+            return cls(keys, values, given["slot_bias"], given["slot_bias"])
+        middle = call.k.mean(1, dtype=torch.float32).flatten(0, 1)
+        return cls(keys, values, middle, torch.empty(blocks, device=device))
+
+    def fill(self, given: dict, head: int, programs: int) -> None:
+        """Heads from `head` on; programs: blocks in all."""
+        kernels, _ = found()
+        shared = {key: given[key] for key in ("heads", "K", "SK", "D", "DP", "SP")} | {"slots": given["k_slots"]}
+        strides = {name: {f"x_{axis}": given[f"{name}_{axis}"] for axis in "bnh"} for name in "kv"}
+        shared |= {"head": head, "geo": given["k_geo"], "num_warps": 4}
+        if self.keys.dtype == torch.int8:
+            kernels.lay_out_int8_kernel[(programs,)](
+                x=given["k"], out=self.keys, middle=self.middle, steps=self.steps, **strides["k"], **shared
+            )
+        else:
+            kernels.lay_out_kernel[(programs,)](x=given["k"], out=self.keys, **strides["k"], **shared)
+        kernels.lay_out_kernel[(programs,)](x=given["v"], out=self.values, **strides["v"], **shared)
+
+
+def _boxes(rows: Tensor, height: int, given: dict) -> object:
+    """A descriptor of [R, D] that brings boxes of [height, DP]."""
+    return found()[0].TensorDescriptor.from_tensor(rows, [height, given["DP"]])
+
+
 def _arguments(call: AttendCall, given: dict, tail: dict, tile: Tile) -> dict:
     """Those of `ordered_kernel` that no chunk changes, and those of `lay_out_kernel`."""
-    kernels, _ = found()
     SK, SP = given["SK"], given["SP"]
     whole = call.key_bias is None and given["K"] * SP == call.k.shape[1]  # no slot is empty, known without the device
     spans = [*call.plan.full, (0, 0), (0, 0)]
     if call.plan.sees_everything:
         spans = [(0, given["Q"]), (0, 0)]
     (full_0, past_0), (full_1, past_1) = spans[0], spans[1] if spans[1] != (0, 0) else (spans[0][1],) * 2
-    pooled = [
-        kernels.TensorDescriptor.from_tensor(x.flatten(0, 1), [tile.N, given["DP"]])
-        for x in ((tail["tail_k"], tail["tail_v"]) if tail.get("TAIL") == "row" else (given["out"].flatten(0, 1),) * 2)
-    ]
+    rows = [given["out"].flatten(0, 2)] * 2
+    if tail.get("TAIL") == "row":
+        rows = [tail[name].flatten(0, 1) for name in ("tail_k", "tail_v")]
+    pooled = [_boxes(x, tile.N, given) for x in rows]
     return {
         **given, **tail, "slot_bias": given["slot_bias"] if SK == SP else _padded(given["slot_bias"], SP - SK),
         "BIASED": not whole or call.scale <= 0, "tail_keys": pooled[0], "tail_values": pooled[1],

@@ -1,9 +1,11 @@
 """Block attention over keys and values that lie in block order, so that a block is one box for the copy engine.
 
-Reading them where they lie costs an address and a test for every 16 bytes: of the 777 instructions that a warp issues
-for a step of 128 queries and 64 keys on compute capability 9.0, more than half. One copy of a head's keys and values in
-block order, a fiftieth of dense attention's time by the bytes it moves, brings that to 421, or 340 where no key has a
-bias: below the 512 that the warp's share of the matrix products takes. Counted in the machine code, not timed.
+Reading them where they lie costs an address and a test for every 16 bytes. Of the 777 instructions that a warp issues
+for a step of 128 queries and 64 keys on compute capability 9.0, that is half: 424 are left when the keys lie in order,
+387 with two blocks a step and 308 where no key has a bias. Two warps of each scheduler issue them in turn, and the
+matrix products of the step take 1024 cycles, so only the latter three leave the matrix units the bottleneck. (Counted
+in the machine code that Triton 3.6 makes; not timed.) The copy itself moves 3 GB for Wan at 720p, under a millisecond
+at the bandwidth of such cards, where dense attention takes 0.2 seconds.
 
 Names, units and tables are those of `triton_attend_kernel`.
 """
@@ -26,6 +28,8 @@ ORDERED_INTS = (
     *("head", "heads", "q_tokens", "Q", "K", "C", "W", "SQ", "q_b", "q_n", "q_h", "q_geo", "bias_share"),
     *("cols_geo", "counts_geo", "counts_step", "words_geo", "full_0", "past_0", "full_1", "past_1"),
 )
+# The bias of the slots is a tensor of its own, so always aligned: loads of 16 bytes instead of 4, a tenth of the loop.
+ORDERED_TABLES = tuple(name for name in ATTEND_TABLES if name != "slot_bias")
 
 
 @triton.jit(do_not_specialize=LAY_OUT_INTS, do_not_specialize_on_alignment=("slots",))
@@ -44,41 +48,89 @@ def lay_out_kernel(
     tl.store(out + at, rows, mask=(d < D)[None, :])
 
 
+@triton.jit(do_not_specialize=LAY_OUT_INTS, do_not_specialize_on_alignment=("slots", "middle", "steps"))
+def lay_out_int8_kernel(
+    x, slots, middle, out, steps, head, heads, K, SK, x_b, x_n, x_h, geo,
+    D: tl.constexpr, DP: tl.constexpr, SP: tl.constexpr,
+):  # fmt: skip
+    """As `lay_out_kernel`, less the middle of the head and rounded to int8 by one step size for the block.
+
+    middle: fp32 [G, D]; out: int8 [L, K, SP, D]; steps: fp32 [L, K]
+    """
+    block, g = tl.program_id(0) % K, (head + tl.program_id(0) // K).to(tl.int64)
+    slot, d = tl.arange(0, SP), tl.arange(0, DP)
+    tokens = tl.load(slots + (g * geo * K + block) * SK + slot, mask=slot < SK, other=-1)
+    rows = _rows(x + (g // heads * x_b + g % heads * x_h) * UNIT, tokens, x_n, D, DP).to(tl.float32)
+    rows -= tl.load(middle + g * D + d, mask=d < D, other=0.0)[None, :]
+    rows = tl.where((tokens >= 0)[:, None], rows, 0.0)
+    step = tl.maximum(tl.max(tl.abs(rows)) / 127, 1e-30)
+    at = (tl.program_id(0).to(tl.int64) * SP + slot)[:, None] * D + d[None, :]
+    tl.store(out + at, _nearest(rows / step), mask=(d < D)[None, :])
+    tl.store(steps + tl.program_id(0), step)
+
+
 @triton.jit
-def _scores(query, keys, row, bias, scale, BIASED: tl.constexpr):
-    """Logits of one block in units of log 2, or, without a bias, what `scale` makes logits of. [M, SP]"""
-    score = tl.dot(query, tl.trans(keys.load([row, 0])), input_precision="ieee")
+def _nearest(x):
+    """The nearest whole number, for numbers of at most 127; halves away from 0."""
+    return (x + tl.where(x < 0, -0.5, 0.5)).to(tl.int8)
+
+
+@triton.jit
+def _scores(query, keys, row, bias, scale, BIASED: tl.constexpr, SCALED: tl.constexpr):
+    """Logits of one block in units of log 2, or, unless SCALED, what `scale` makes logits of. [M, SP]
+
+    scale: a number, or [M, 1] where query and keys are int8
+    """
+    key = tl.trans(keys.load([row, 0]))
+    score = tl.dot(query, key, input_precision="ieee").to(tl.float32)
+    if SCALED:
+        score *= scale
     if BIASED:
-        score = score * scale + bias[None, :]
+        score += bias[None, :]
     return score
 
 
 @triton.jit
-def _highest(score, scale, BIASED: tl.constexpr):
-    """The highest logit of each row; `scale` is above 0 where there is no bias. [M]"""
+def _highest(score, scale, SCALED: tl.constexpr):
+    """The highest logit of each row; `scale` is above 0 where it is still to come. [M]"""
     most = tl.max(score, 1)
-    if not BIASED:
+    if not SCALED:
         most *= scale
     return most
 
 
 @triton.jit
-def _weights(score, top, scale, BIASED: tl.constexpr):
+def _weights(score, top, scale, SCALED: tl.constexpr):
     """[M, SP]"""
-    if BIASED:
+    if SCALED:
         return tl.exp2(score - top[:, None])
     return tl.exp2(score * scale - top[:, None])
 
 
 @triton.jit
-def _step(query, keys, values, row, bias, scale, top, total, acc, BIASED: tl.constexpr):
+def _step(
+    query, keys, values, row, bias, scale, top, total, acc, BIASED: tl.constexpr, SCALED: tl.constexpr
+):  # fmt: skip
     """One step of the online softmax over one block; row: its first in keys and values. top, total [M]; acc [M, DP]"""
-    score = _scores(query, keys, row, bias, scale, BIASED)
-    higher = tl.maximum(top, _highest(score, scale, BIASED))
-    shrink, weight = tl.exp2(top - higher), _weights(score, higher, scale, BIASED)
+    score = _scores(query, keys, row, bias, scale, BIASED, SCALED)
+    higher = tl.maximum(top, _highest(score, scale, SCALED))
+    shrink, weight = tl.exp2(top - higher), _weights(score, higher, scale, SCALED)
     value = values.load([row, 0])
     acc = tl.dot(weight.to(value.dtype), value, acc * shrink[:, None], input_precision="ieee")
     return higher, total * shrink + tl.sum(weight, 1), acc
+
+
+@triton.jit
+def _block_bias(
+    slot_bias, steps, block, slot, grain, SP: tl.constexpr, BIASED: tl.constexpr, INT8: tl.constexpr
+):  # fmt: skip
+    """The bias of a block's keys, [SP] or any number, and what makes logits of its products, [M, 1] or one number."""
+    bias, unit = 0.0, grain
+    if BIASED:
+        bias = tl.load(slot_bias + block * SP + slot)
+    if INT8:
+        unit = (grain * tl.load(steps + block))[:, None]
+    return bias, unit
 
 
 @triton.jit
@@ -110,20 +162,21 @@ def _place(program, parts, L, Q, full_0, past_0, full_1, past_1):
         at % parts, full
 
 
-@triton.jit(do_not_specialize=ORDERED_INTS, do_not_specialize_on_alignment=ATTEND_TABLES)
+@triton.jit(do_not_specialize=ORDERED_INTS, do_not_specialize_on_alignment=ORDERED_TABLES)
 def ordered_kernel(
     q, keys, values, out, lse, q_slots, cols, counts, slot_bias,
-    tail_keys, tail_values, tail_v, tail_mass, words, rho, residual,
+    tail_keys, tail_values, tail_v, tail_mass, words, rho, residual, middle, steps,
     scale, head, heads, q_tokens, Q, K, C, W, SQ, q_b, q_n, q_h,
     q_geo, bias_share, cols_geo, counts_geo, counts_step, words_geo, full_0, past_0, full_1, past_1,
     D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SP: tl.constexpr, U: tl.constexpr,
-    TAIL: tl.constexpr, BIASED: tl.constexpr, RESHAPE: tl.constexpr, LSE: tl.constexpr,
+    TAIL: tl.constexpr, BIASED: tl.constexpr, INT8: tl.constexpr, RESHAPE: tl.constexpr, LSE: tl.constexpr,
 ):  # fmt: skip
     """All query blocks of L heads; grid (L * Q * ceil(SQ / M),).
 
     keys, values: descriptors of [L * K * SP, D], boxes of [SP, DP]
     slot_bias: fp32 [X, K, SP] in units of log 2, -inf on padding; not read unless BIASED
     TAIL "row": tail_keys, tail_values: descriptors of [G * K, D], boxes of [N, DP]
+    INT8: keys, middle and steps are those of `lay_out_int8_kernel`, and queries are rounded to int8 by row
     full_0 .. past_0, full_1 .. past_1: query blocks that see everything and have no tail, ascending, may be empty
     """
     parts = tl.cdiv(SQ, M)
@@ -157,6 +210,15 @@ def ordered_kernel(
 
     kept = tl.where(full, K, tl.minimum(tl.load(counts + g * counts_geo + i * counts_step), C))
     base, s = local * K, tl.arange(0, SP)
+    shift, grain = 0.0, scale
+    if INT8:
+        # What all logits of a row have in common changes no softmax: the middle of the keys waits for the end.
+        d, wide = tl.arange(0, DP), query.to(tl.float32)
+        shift = tl.sum(wide * tl.load(middle + g * D + d, mask=d < D, other=0.0)[None, :], 1) * scale
+        grain = tl.maximum(tl.max(tl.abs(wide), 1) / 127, 1e-30)
+        query = _nearest(wide / grain[:, None])
+        grain *= scale
+        top -= shift
     # The numbers of a step's blocks are loaded one step ahead. A step that took them from two steps ahead would have to
     # hand a value on untouched, and Triton does not pipeline a loop that does.
     block = tl.where(full, 0, tl.load(cols, mask=kept > 0, other=0))
@@ -164,16 +226,19 @@ def ordered_kernel(
     if U == 2:
         other = tl.where(full, 1, tl.load(cols + 1, mask=kept > 1, other=0))
     for start in range(0, kept // U * U, U):
-        bias = tl.load(slot_bias + block * SP + s) if BIASED else scale
+        bias, unit = _block_bias(slot_bias, steps + base, block, s, grain, SP, BIASED, INT8)
         if U == 1:
-            top, total, acc = _step(query, keys, values, (base + block) * SP, bias, scale, top, total, acc, BIASED)
+            top, total, acc = _step(
+                query, keys, values, (base + block) * SP, bias, unit, top, total, acc, BIASED, BIASED or INT8
+            )
         else:
-            more = tl.load(slot_bias + other * SP + s) if BIASED else scale
-            one = _scores(query, keys, (base + block) * SP, bias, scale, BIASED)
-            two = _scores(query, keys, (base + other) * SP, more, scale, BIASED)
-            higher = tl.maximum(top, tl.maximum(_highest(one, scale, BIASED), _highest(two, scale, BIASED)))
+            one = _scores(query, keys, (base + block) * SP, bias, unit, BIASED, BIASED or INT8)
+            more, step = _block_bias(slot_bias, steps + base, other, s, grain, SP, BIASED, INT8)
+            two = _scores(query, keys, (base + other) * SP, more, step, BIASED, BIASED or INT8)
+            higher = tl.maximum(_highest(one, scale, BIASED or INT8), _highest(two, scale, BIASED or INT8))
+            higher = tl.maximum(top, higher)
             shrink = tl.exp2(top - higher)
-            one, two = _weights(one, higher, scale, BIASED), _weights(two, higher, scale, BIASED)
+            one, two = _weights(one, higher, scale, BIASED or INT8), _weights(two, higher, scale, BIASED or INT8)
             top, total = higher, total * shrink + tl.sum(one, 1) + tl.sum(two, 1)
             value = values.load([(base + block) * SP, 0])
             acc = tl.dot(one.to(value.dtype), value, acc * shrink[:, None], input_precision="ieee")
@@ -184,8 +249,10 @@ def ordered_kernel(
         block = tl.load(cols + start + U, mask=(start + U < kept) & (not full), other=0)
         block = tl.where(full, start + U, block)
     if kept % U == 1:
-        bias = tl.load(slot_bias + block * SP + s) if BIASED else scale
-        top, total, acc = _step(query, keys, values, (base + block) * SP, bias, scale, top, total, acc, BIASED)
+        bias, unit = _block_bias(slot_bias, steps + base, block, s, grain, SP, BIASED, INT8)
+        top, total, acc = _step(
+            query, keys, values, (base + block) * SP, bias, unit, top, total, acc, BIASED, BIASED or INT8
+        )
 
     row, divisor = (b * q_tokens + tokens) * heads + h, tl.where(total > 0, total, 1.0)
     factor = 1.0 / divisor
@@ -193,4 +260,5 @@ def ordered_kernel(
         factor *= tl.minimum(tl.load(rho + row, mask=tokens >= 0, other=0.0), 1.0)
     _write(out, residual, row, tokens >= 0, acc * factor[:, None], 0, D, DP, RESHAPE)
     if LSE:
-        tl.store(lse + row, tl.where(total > 0, (top + tl.log2(divisor)) * LN2, float("-inf")), mask=tokens >= 0)
+        whole = (top + shift + tl.log2(divisor)) * LN2
+        tl.store(lse + row, tl.where(total > 0, whole, float("-inf")), mask=tokens >= 0)
