@@ -37,10 +37,31 @@ class Blocks:
         """The blocks of this call's layout, built once a run."""
 
         def build() -> BlockOrder:
-            side = self.side or SIDES.get(self.order, 8)
-            return ORDERS[self.order](call.layout, side if self.order in BOXES else side * side).to(call.q.device)
+            return ORDERS[self.order](call.layout, self._side()).to(call.q.device)
 
         return call.run.state(self, str(call.q.device), -1, call.layout.key, None, build)
+
+    def doubled(self, call: AttentionCall) -> BlockOrder:
+        """The same tokens in blocks twice as large, for queries that share a list; built once a run.
+
+        A box is doubled along the axis that leaves fewest blocks, the last one of equals: rows of tokens are read in
+        one piece.
+        """
+
+        def build() -> BlockOrder:
+            side, make = self._side(), ORDERS[self.order]
+            if self.order not in BOXES:
+                return make(call.layout, 2 * side).to(call.q.device)
+            axes = range(BOXES[self.order])
+            found = [make(call.layout, tuple(side * (1 + (i == axis)) for i in axes)) for axis in reversed(axes)]
+            return min(found, key=lambda order: order.slots.shape[1]).to(call.q.device)
+
+        return call.run.state((self, "doubled"), str(call.q.device), -1, call.layout.key, None, build)
+
+    def _side(self) -> int:
+        """What the order takes: tokens along a side of a box, or tokens of a run."""
+        side = self.side or SIDES.get(self.order, 8)
+        return side if self.order in BOXES else side * side
 
 
 TILES = Blocks()

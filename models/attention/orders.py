@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...kernels.block_plan import block_of
+
 
 class Run(Protocol):
     """A segment: tokens start..stop of one kind."""
@@ -52,6 +54,16 @@ class BlockOrder:
 
     def to(self, device: torch.device | str) -> BlockOrder:
         return BlockOrder(self.slots.to(device), self.live.to(device), self.video)
+
+
+def shared_tokens(one: BlockOrder, other: BlockOrder) -> Tensor:
+    """Pairs of video blocks of two orders of one layout that share a token: bool [V, V']"""
+    (first, last), (start, stop) = one.video, other.video
+    slots = one.slots[:, first:last]
+    block = block_of(other.slots, slots.clamp(min=0).flatten().long()).view(slots.shape[1:])
+    place = torch.where(slots[0] < 0, stop, block) - start
+    shared = torch.zeros(last - first, stop - start + 1, dtype=torch.bool, device=slots.device)
+    return shared.scatter_(1, place, True)[:, :-1]
 
 
 def raster(layout: Layout, size: int = 64) -> BlockOrder:

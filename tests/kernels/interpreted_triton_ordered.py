@@ -1,7 +1,7 @@
 """The Triton kernel of block attention over keys and values in block order against a float64 loop.
 
-Only for a process with TRITON_INTERPRET=1: test_in_interpreter.py starts it. Its tiles are for 16-bit numbers; here they
-also run in fp32, which the interpreter allows, so that an error of a thousandth cannot hide.
+Only for a process with TRITON_INTERPRET=1: test_in_interpreter.py starts it. Its tiles are for 16-bit numbers; in the
+interpreter they run in fp32 too, so that an error of a thousandth cannot hide.
 """
 
 from __future__ import annotations

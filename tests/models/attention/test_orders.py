@@ -6,8 +6,11 @@ import math
 
 import pytest
 import torch
-from interspatial.models.attention.orders import cube, raster, tile
+from interspatial.models.attention import blocks
+from interspatial.models.attention.blocks import Blocks
+from interspatial.models.attention.orders import cube, raster, shared_tokens, tile
 from interspatial.models.layout import arrange
+from interspatial.tests.models.attention.contract import call_of
 
 ORDERS = {
     "raster 64": lambda layout: raster(layout, 64),
@@ -127,3 +130,34 @@ def test_to_moves_the_tables():
 def test_a_side_below_one_is_refused(make):
     with pytest.raises(ValueError, match="1 token or more, not 0"):
         make(layout_of((2, 9, 9)), 0)
+
+
+@pytest.mark.parametrize("name", blocks.ORDERS)
+@pytest.mark.parametrize("extents", [(3, 9, 20), (5, 8, 8), (2, 15, 7)], ids=str)
+def test_doubled_blocks_hold_the_same_tokens_in_fewer_blocks(name, extents):
+    layout = arrange([("text", 5), ("video", extents)])
+    call, asked = call_of(layout, batch=1, heads=1), Blocks(name, 3)
+    plain, doubled = asked.of(call), asked.doubled(call)
+    assert sorted(doubled.slots[doubled.slots >= 0].tolist()) == list(range(layout.tokens))
+    assert doubled.slots.shape[1] < plain.slots.shape[1] and doubled.slots.shape[2] <= 2 * (27 if name == "cube" else 9)
+    assert asked.doubled(call) is doubled  # built once a run
+
+
+def test_boxes_are_doubled_where_that_leaves_fewest():
+    """45 rows and 80 columns in eights are 6 x 10 tiles, doubled 6 x 5. 30 and 52: 4 x 7, doubled 2 x 7, not 4 x 4."""
+    sizes = {}
+    for rows, columns in ((45, 80), (30, 52)):
+        call = call_of(arrange([("video", (1, rows, columns))]), batch=1, heads=1)
+        sizes[rows] = Blocks("tile").doubled(call).slots.shape[1:]
+    assert sizes == {45: (30, 128), 30: (14, 120)}
+
+
+def test_pairs_that_share_a_token():
+    layout = arrange([("text", 3), ("video", (2, 9, 20))])
+    wide, small = tile(layout, (8, 16)), tile(layout, 8)
+    want = torch.zeros(wide.video[1] - wide.video[0], small.video[1] - small.video[0], dtype=torch.bool)
+    for i, one in enumerate(wide.slots[0, slice(*wide.video)].tolist()):
+        for j, other in enumerate(small.slots[0, slice(*small.video)].tolist()):
+            want[i, j] = bool({*one} & {*other} - {-1})
+    assert torch.equal(shared_tokens(wide, small), want)
+    assert torch.equal(shared_tokens(small, small), torch.eye(len(want[0]), dtype=torch.bool))
