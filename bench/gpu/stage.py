@@ -1,7 +1,7 @@
 """A stage of the GPU bench: what it measures, how long it takes, and the rows that it leaves as they come.
 
-A stage runs in a process of its own, so that one that fails or runs out of memory ends alone and leaves no tensor on the
-card. Rows are saved one by one; a stage that runs again goes on behind those that are there.
+A stage runs in a process of its own, so that one that fails or runs out of memory ends alone and leaves no tensor on
+the card. Rows are saved one by one; a stage that runs again goes on behind those that are there.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from . import orders
 from .orders import BlockOrder
 
 ORDERS: dict[str, Callable[..., BlockOrder]] = {
+    "strip": orders.strip,
     "tile": orders.tile,
     "cube": orders.cube,
     "raster": orders.raster,

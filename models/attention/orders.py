@@ -78,6 +78,27 @@ def tile(layout: Layout, side: int | tuple[int, int] = 8) -> BlockOrder:
     return _order(layout, _boxes(layout.grid, (1, rows, columns)))
 
 
+def strip(layout: Layout, size: int = 64, side: int | None = None) -> BlockOrder:
+    """Runs of one frame, of at most `size` tokens, along a path that folds through its bands from side to side.
+
+    Near squares like tiles, but all blocks of a frame are equal to one token, so few slots stay empty: 1 % of those of
+    720p, where tiles of 8 x 8 leave 6 %, and 3 % of 480p, where they leave 13 %.
+
+    side: rows of a band, at most; None: as many as a square of `size` has
+    """
+    _, rows, columns = layout.grid
+    side = max(1, round(size**0.5)) if side is None else side
+    band = _parts(rows, side)
+    first = torch.searchsorted(band, torch.arange(int(band[-1]) + 2))
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    height = (first[1:] - first[:-1])[band[y]]
+    across = torch.where(band[y] % 2 == 0, x, columns - 1 - x)
+    within = y - first[band[y]]
+    within = torch.where(across % 2 == 0, within, height - 1 - within)
+    number = _parts(rows * columns, size)[(first[band[y]] * columns + across * height + within).flatten()]
+    return _order(layout, (torch.arange(layout.grid[0])[:, None] * (int(number.max()) + 1) + number).flatten())
+
+
 def cube(layout: Layout, side: int | tuple[int, int, int] = 4) -> BlockOrder:
     """Boxes of at most side x side x side (frames, rows, columns), in raster order, each in raster order inside."""
     return _order(layout, _boxes(layout.grid, (side, side, side) if isinstance(side, int) else side))

@@ -8,13 +8,15 @@ import pytest
 import torch
 from interspatial.models.attention import blocks
 from interspatial.models.attention.blocks import Blocks
-from interspatial.models.attention.orders import cube, raster, shared_tokens, tile
+from interspatial.models.attention.orders import cube, raster, shared_tokens, strip, tile
 from interspatial.models.layout import arrange
 from interspatial.tests.models.attention.contract import call_of
 
 ORDERS = {
     "raster 64": lambda layout: raster(layout, 64),
     "raster 7": lambda layout: raster(layout, 7),
+    "strip 64": strip,
+    "strip 12, bands of 5": lambda layout: strip(layout, 12, 5),
     "tile 8": tile,
     "tile 3": lambda layout: tile(layout, 3),
     "tile 8x16": lambda layout: tile(layout, (8, 16)),
@@ -100,6 +102,39 @@ def test_raster_runs_stay_in_their_frame(size, grid):
         assert token[0] // frame == token[-1] // frame
         sizes.append(len(token))
     assert len(sizes) == grid[0] * math.ceil(frame / size) and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("size", "side"), [(64, None), (128, None), (12, 5), (7, 1)])
+@pytest.mark.parametrize("grid", [(1, 45, 80), (2, 30, 52), (3, 7, 5), (1, 1, 30)], ids=str)
+def test_strips_are_equal_pieces_in_one_part(grid, size, side):
+    """Sizes differ by one token at most. Each token of a block touches another one of it, all the way through; where a
+    path folds from one band into the next, a block may be in two parts.
+    """
+    layout = layout_of(grid)
+    frames, rows, columns = grid
+    order = strip(layout, size, side)
+    assert int(order.live.max()) - int(order.live.min()) <= 1
+    assert order.slots.shape[1] == frames * math.ceil(rows * columns / size)
+    split = 0
+    for block in order.slots[0].tolist():
+        left = {divmod(token % (rows * columns), columns) for token in block if token >= 0}
+        assert len({token // (rows * columns) for token in block if token >= 0}) == 1
+        parts = 0
+        while left:
+            parts, reached = parts + 1, [left.pop()]
+            while reached:
+                y, x = reached.pop()
+                near = {(y, x - 1), (y, x + 1), (y - 1, x), (y + 1, x)} & left
+                reached, left = [*reached, *near], left - near
+        split += parts == 2
+        assert parts <= 2
+    assert split <= frames * (math.ceil(rows / (side or round(size**0.5))) - 1)
+
+
+def test_the_path_of_strips():
+    """Two bands of two rows: down, across, up; at the end of a band into the next and back."""
+    order = strip(layout_of((1, 4, 3)), 5, 2)
+    assert order.slots[0].tolist() == [[0, 1, 3, 4], [2, 5, 8, 11], [6, 7, 9, 10]]
 
 
 def test_the_permutation_of_draft_attention():
