@@ -29,7 +29,7 @@ from interspatial.models.quant.linear import linear
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.attention.speed_gpu import timed
+from bench.gpu.timing import timed
 from bench.quant.speed_cpu import path_of, random_coded
 
 WIDTH, FEED, TEXT, DIM = 5120, 13824, 512, 128  # of Wan 14B: channels, feed-forward, text tokens, head dim
