@@ -33,7 +33,7 @@ LOG2E = 1.4426950408889634
 LIMIT = 1e38  # finite logits stay finite in units of log 2
 MAX_DIM = 256
 
-TUNER = Tuner()
+TUNER = Tuner("attend")
 
 
 def why_not(call: AttendCall) -> str | None:
@@ -97,7 +97,8 @@ def _launch(kernels: ModuleType, call: AttendCall, out: Tensor, lse: Tensor | No
             _gather(kernels, call, given | ({} if run[2] else tail), tile, run)
 
     if tile is None:
-        key = call.q.device, call.q.dtype, call.q.shape[-1], call.tail, _padded(call.plan.q_slots.shape[2]), given["SP"]
+        slots, int8 = (_padded(call.plan.q_slots.shape[2]), given["SP"]), ("int8",) if call.int8 else ()
+        key = call.q.device, call.q.dtype, call.q.shape[-1], call.tail, *slots, *int8
         tile = TUNER.choose(key, _offered(kernels, call), launch)
     launch(tile)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NAME = "triton"
 UNIT = 16  # int8 numbers in the widest load
 MANY = 512  # tokens; below, tiles of fewer rows leave no multiprocessor idle
-TUNER = Tuner()
+TUNER = Tuner("int8")
 
 
 @dataclass(frozen=True)

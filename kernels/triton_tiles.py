@@ -136,7 +136,7 @@ class Tuner:
         self, name: str = "", clock: Callable[[Callable[[], None]], float] | None = None, known: TunedTiles = KNOWN
     ) -> None:
         self.name, self.clock, self.known = name, clock or milliseconds, known
-        self.chosen: dict[Hashable, Choice] = {}
+        self.chosen: dict[Hashable, list[Choice]] = {}  # more than one where calls of a kind are offered other tiles
 
     def choose(self, key: Hashable, offered: list, launch: Callable[[Any], None]) -> Any:
         """The tile for calls of that key.
@@ -144,9 +144,12 @@ class Tuner:
         key: with a name, the device and then the words of the kind
         raises: what the last tile raised, when none runs
         """
-        if key not in self.chosen:
-            self.chosen[key] = Choice(offered[0], ONLY) if len(offered) == 1 else self._choice(key, offered, launch)
-        return self.chosen[key].tile
+        for known in self.chosen.get(key, ()):
+            if known.tile in offered:
+                return known.tile
+        found = Choice(offered[0], ONLY) if len(offered) == 1 else self._choice(key, offered, launch)
+        self.chosen.setdefault(key, []).append(found)
+        return found.tile
 
     def kind(self, key: tuple) -> str:
         """The words of a key."""

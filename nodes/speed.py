@@ -100,10 +100,10 @@ def settings() -> list:
                      tooltip="Attention with fewer tokens stays dense, where it is faster. Wan 480p x 81 frames has "
                      "32,760 tokens; 0 for tiny models."),
         io.Combo.Input("block_order", options=["auto", *ORDERS], default="auto", optional=True, advanced=True,
-                       tooltip="Which tokens share a block. strip: a near square of one frame, all of one size, which leaves "
-                       "least empty; tile: a square of one frame; cube: a box over neighbouring frames; raster: a run "
-                       "of a row; token_major: a few places through all frames; morton: a run of the Z curve; auto: by "
-                       "model family."),
+                       tooltip="Which tokens share a block. strip: a near square of one frame, all of one size, so that "
+                       "least is left empty; tile: a square of one frame; cube: a box over neighbouring frames; "
+                       "raster: a run of a row; token_major: a few places through all frames; morton: a run of the Z "
+                       "curve; auto: by model family."),
         io.Int.Input("block_side", default=0, min=0, max=16, optional=True, advanced=True,
                      tooltip="Tokens along a block's side; a run has side x side. 0: blocks of 64 tokens (8, or 4 for "
                      "cubes); 2 to 4 suit tiny models."),

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
+from ...kernels.nearest import nearest
 from ...kernels.pool_blocks import pool_blocks
-
-# Of distances at a time. On one CPU core 0.1 to 8 MB of them ran alike; devices want long launches.
-CPU_BYTES, DEVICE_BYTES = 4 << 20, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Pieces:
 @dataclass(frozen=True)
 class Clusters:
     """centroids: fp32 [G, C, D], mean of the tokens of each label; of a cluster without tokens what it was before
-    labels: int64 [G, N]
+    labels: int32 [G, N]
     """
 
     centroids: Tensor
@@ -49,7 +48,10 @@ def first_centroids(x: Tensor, clusters: int, seed: int) -> Tensor:
     returns: fp32 [G, C, D]
     """
     draw = torch.Generator().manual_seed(seed)
-    tokens = torch.randperm(x.shape[1], generator=draw)[:clusters].to(x.device)
+    tokens = torch.randperm(x.shape[1], generator=draw)[:clusters]
+    if x.is_cuda:  # a copy from any other memory waits for what the device has to do
+        tokens = tokens.pin_memory()
+    tokens = tokens.to(x.device, non_blocking=True)
     return x.index_select(1, tokens).float().transpose(1, 2).flatten(0, 1)
 
 
@@ -62,85 +64,58 @@ def kmeans(x: Tensor, centroids: Tensor, rounds: int, size: int) -> Clusters:
     """
     for _ in range(rounds):
         labels = nearest(x, centroids)
-        pieces = cut(labels, centroids.shape[1], size)
-        centroids = _means(x, pieces, centroids)
+        pieces, first, count = _cut(labels, centroids.shape[1], size)
+        centroids = _means(x, pieces, first, count, centroids)
     return Clusters(centroids, labels, pieces)
-
-
-def nearest(x: Tensor, centroids: Tensor, max_bytes: int | None = None) -> Tensor:
-    """Number of the centroid at the least Euclidean distance, the lowest where several are.
-
-    Half precision tokens are compared in bfloat16, as seen from the middle of the centroids: after 10 rounds on queries
-    and keys of the tiny model the squared distances are within 0.4 % of those with fp32 products.
-
-    x: [B, N, H, D]
-    centroids: fp32 [G, C, D]
-    returns: int64 [G, N]
-    """
-    if max_bytes is None:
-        max_bytes = CPU_BYTES if x.device.type == "cpu" else DEVICE_BYTES
-    (batch, tokens, heads, _), (groups, clusters, _) = x.shape, centroids.shape
-    labels = torch.empty(batch, heads, tokens, dtype=torch.int64, device=x.device)
-    products = torch.float32 if x.dtype == torch.float32 else torch.bfloat16
-    middle = centroids.mean(1, keepdim=True)
-    centroids = centroids - middle
-    lift = centroids.square().sum(-1).mul_(-0.5).to(products).view(batch, heads, 1, clusters)
-    centroids = centroids.to(products).view(batch, heads, clusters, -1).transpose(2, 3)
-    middle = middle.view(batch, heads, 1, -1)
-    step = max(1, max_bytes // (4 * clusters))  # tokens of one head
-    width, span = max(1, step // tokens), min(step, tokens)
-    for b in range(batch):
-        for head in range(0, heads, width):
-            for start in range(0, tokens, span):
-                at = b, slice(head, head + width), slice(start, start + span)
-                rows = (x[b, at[2], at[1]].transpose(0, 1).float() - middle[at[:2]]).to(products)
-                labels[at] = torch.baddbmm(lift[at[:2]], rows, centroids[at[:2]]).argmax(-1)
-    return labels.view(groups, tokens)
 
 
 def cut(labels: Tensor, clusters: int, size: int) -> Pieces:
     """Each cluster in as few blocks of at most `size` tokens as will do, even to one token, tokens in ascending order.
 
-    labels: int64 [G, N], below `clusters`
+    labels: int32 or int64 [G, N], below `clusters`
     """
-    groups, tokens = labels.shape
-    device = labels.device
-    count = torch.zeros(groups, clusters, dtype=torch.int64, device=device)
-    count.scatter_add_(1, labels, torch.ones_like(labels))
-    parts = (count + size - 1) // size
-    past = parts.cumsum(1)  # number of the first piece after each cluster
+    return _cut(labels, clusters, size)[0]
+
+
+def _cut(labels: Tensor, clusters: int, size: int) -> tuple[Pieces, Tensor, Tensor]:
+    """The pieces, the number of each cluster's first, and how many tokens it has: int64 [G, C].
+
+    Counted from the sorted labels: what is worked out is of the size of the pieces, not of the tokens.
+    """
+    (groups, tokens), device = labels.shape, labels.device
+    # A device sorts numbers digit by digit, so that short ones take a quarter of the passes of long ones.
+    keys = labels.short() if clusters <= 1 << 15 else labels
+    ordered, token = keys.sort(dim=1, stable=True)
+    numbers = torch.arange(clusters, dtype=keys.dtype, device=device).expand(groups, -1).contiguous()
+    begin = torch.searchsorted(ordered, numbers)
+    count = torch.searchsorted(ordered, numbers, right=True) - begin
+    need = (count + size - 1) // size  # pieces
+    past = need.cumsum(1)
     total = (tokens + min(clusters, tokens) * (size - 1)) // size  # as many as there can be, known without the device
-    token = labels.argsort(dim=1, stable=True)
-    label = labels.gather(1, token)
-    rank = torch.arange(tokens, device=device) - (count.cumsum(1) - count).gather(1, label)
-    short, longer = (x.gather(1, label) for x in (count // parts.clamp(min=1), count % parts.clamp(min=1)))
-    edge = longer * (short + 1)  # tokens in the pieces that hold one more
-    late = rank >= edge
-    part = torch.where(late, longer + (rank - edge) // short, rank // (short + 1))
-    slot = torch.where(late, (rank - edge) % short, rank % (short + 1))
-    piece = (past - parts).gather(1, label) + part
-    slots = torch.full((groups, total * size), -1, dtype=torch.int32, device=device)
-    slots = slots.scatter_(1, piece * size + slot, token.int()).view(groups, total, size)
-    numbers = torch.arange(total, device=device).expand(groups, -1).contiguous()
-    owner = torch.searchsorted(past, numbers, right=True).clamp_(max=clusters - 1)
-    return Pieces(slots, (slots >= 0).sum(-1).int(), owner)
+    piece = torch.arange(total, device=device).expand(groups, -1).contiguous()
+    owner = torch.searchsorted(past, piece, right=True).clamp_(max=clusters - 1)
+    parts, part = need.gather(1, owner).clamp_(min=1), piece - (past - need).gather(1, owner)
+    held = count.gather(1, owner)
+    short, longer = held // parts, held % parts  # tokens of a piece, and how many pieces hold one more
+    start = begin.gather(1, owner) + part * short + torch.minimum(part, longer)
+    live = (short + (part < longer)).masked_fill_(piece >= past[:, -1:], 0).int()
+    slot = torch.arange(size, device=device)
+    place = (start[..., None] + slot).clamp_(max=tokens - 1).flatten(1)
+    slots = token.gather(1, place).view(groups, total, size).int().masked_fill_(slot >= live[..., None], -1)
+    return Pieces(slots, live, owner), past - need, count
 
 
-def _means(x: Tensor, pieces: Pieces, before: Tensor) -> Tensor:
+def _means(x: Tensor, pieces: Pieces, first: Tensor, count: Tensor, before: Tensor) -> Tensor:
     """Mean of each cluster, [G, C, D]; `before` where it has no tokens.
 
-    Pieces first, then a product with who owns them: a sum in a fixed order on every device, at a few hundredths of the
-    price of the distances.
+    Pieces first, then those of one cluster, which lie together: sums in a fixed order on every device.
+
+    first, count: int64 [G, C], of each cluster the number of its first piece and how many tokens it has
     """
-    mean, _ = pool_blocks(x, pieces.slots)
-    mean = mean.transpose(1, 2).flatten(0, 1)
-    out, live = torch.empty_like(before), pieces.live.float()
-    groups, clusters, _ = before.shape
-    step = max(1, DEVICE_BYTES // (4 * clusters * live.shape[1]))
-    for start in range(0, groups, step):
-        part = slice(start, start + step)
-        share = live.new_zeros(len(live[part]), clusters, live.shape[1])
-        share.scatter_(1, pieces.owner[part, None], live[part, None])
-        count = share.sum(-1, keepdim=True)
-        out[part] = torch.where(count > 0, torch.bmm(share, mean[part]) / count.clamp(min=1), before[part])
-    return out
+    mean = pool_blocks(x, pieces.slots)[0].transpose(1, 2).flatten(0, 1)
+    groups, total = pieces.live.shape
+    bags = (first + total * torch.arange(groups, device=first.device)[:, None]).flatten()
+    rows, table = torch.arange(groups * total, device=first.device), mean.flatten(0, 1)
+    sums = embedding_bag(rows, table, bags, mode="sum", per_sample_weights=pieces.live.flatten().float())
+    count = count[..., None]
+    return torch.where(count > 0, sums.view_as(before) / count.clamp(min=1), before)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...kernels.block_plan import BlockPlan, kept_lists
+from ...kernels.block_plan import BlockPlan
+from ...kernels.list_map import list_map
 from .orders import BlockOrder
 
 MAP_BYTES = 64 << 20  # of maps at a time; sorting one takes 9 bytes an entry
@@ -36,7 +37,7 @@ def mapped_plan(
         chunk = slice(start, min(start + step, heads))
         keep = torch.ones(chunk.stop - start, last - first, blocks, dtype=torch.bool, device=device)
         keep[..., first:last] = keep_of(chunk) | own
-        cols[chunk, first:last], counts[chunk, first:last] = kept_lists(keep)
+        cols[chunk, first:last], counts[chunk, first:last] = list_map(keep)
     if device.type == "cpu":
         cols = cols[..., : int(counts.max())]
     return BlockPlan(order.slots, order.slots, order.live, order.live, cols, counts, order.other)

@@ -13,11 +13,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.pool_blocks import pool_blocks
+from ...kernels.pool_blocks import pool_blocks, pool_squares
 from .job import Job
 from .orders import BlockOrder
 
-SQUARE_BYTES = 64 << 20  # of squared queries or keys at a time; a head of Wan at 720p takes 39 MB
+
+@dataclass(frozen=True)
+class BlockMeans:
+    """What `pool_blocks` returned for all blocks of an order: a kernel that runs on it need not pool again.
+
+    query, key: fp32 [B, K, H, D]; the queries without, the keys with the key bias
+    log_mass: fp32 [B, K, H], log of the weight of each key block
+    """
+
+    query: Tensor
+    key: Tensor
+    log_mass: Tensor
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,7 @@ class Pooled:
     scale: of the logits
     video: first, past the last video block
     squares: mean squares in the shapes of query and key, for the Jensen term; None: without it
+    means: what query and key are views of
     """
 
     query: Tensor
@@ -36,6 +48,7 @@ class Pooled:
     scale: float
     video: tuple[int, int]
     squares: tuple[Tensor, Tensor] | None = None
+    means: BlockMeans | None = None
 
     @classmethod
     def of(
@@ -50,11 +63,14 @@ class Pooled:
     ) -> Pooled:
         """q, k: [B, N, H, D]; key_bias: fp32 [B, N], as the attention gets it"""
         video = slice(*order.video)
-        query = _by_head(pool_blocks(q, order.slots)[0])[:, video]
-        key, log_mass = (_by_head(x) for x in pool_blocks(k, order.slots, key_bias))
+        pool = pool_squares if jensen else pool_blocks
+        query, _, *query_square = pool(q, order.slots)
+        key, log_mass, *key_square = pool(k, order.slots, key_bias)
+        means = BlockMeans(query, key, log_mass)
+        squares = (_by_head(query_square[0])[:, video], _by_head(key_square[0])) if jensen else None
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        squares = (_mean_squares(q, order)[:, video], _mean_squares(k, order, key_bias)) if jensen else None
-        return cls(query, key, log_mass - order.live.log(), scale, order.video, squares)
+        log_weight = _by_head(log_mass) - order.live.log()
+        return cls(_by_head(query)[:, video], _by_head(key), log_weight, scale, order.video, squares, means)
 
     def logits(self, chunk: slice) -> Tensor:
         """The log of the mean exponential logit of block pairs, of some heads: fp32 [G, V, K]."""
@@ -83,12 +99,5 @@ def pooled_of(job: Job, *, jensen: bool = False) -> Pooled:
 
 
 def _by_head(x: Tensor) -> Tensor:
-    """[B, K, H, ...] -> [B * H, K, ...]"""
+    """[B, K, H, ...] -> [B * H, K, ...], a view of what `pool_blocks` returns"""
     return x.transpose(1, 2).flatten(0, 1)
-
-
-def _mean_squares(x: Tensor, order: BlockOrder, key_bias: Tensor | None = None) -> Tensor:
-    """Mean squares of each block, fp32 [B * H, K, D]. x: [B, N, H, D]"""
-    step = max(1, SQUARE_BYTES // (4 * x[:, :, 0].numel()))
-    pieces = (x[:, :, start : start + step].float().square() for start in range(0, x.shape[2], step))
-    return _by_head(torch.cat([pool_blocks(piece, order.slots, key_bias)[0] for piece in pieces], 2))

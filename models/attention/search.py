@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.block_mass import block_mass
-from ...kernels.block_plan import BlockPlan, kept_lists
+from ...kernels.block_plan import BlockPlan
+from ...kernels.list_map import list_map
 from .job import Job
 from .orders import BlockOrder
 from .select import MAP_BYTES, budget, keep_all
@@ -66,7 +67,7 @@ class FrozenBlocks:
         for start in range(0, total, step):
             chunk = slice(start, start + step)
             kept = torch.nn.functional.pad(self.keep(chunk), (first, blocks - last), value=True)
-            cols[chunk, first:last], counts[chunk, first:last] = kept_lists(kept, width)
+            cols[chunk, first:last], counts[chunk, first:last] = list_map(kept, width)
         return BlockPlan(order.slots, order.slots, order.live, order.live, cols, counts, order.other)
 
 

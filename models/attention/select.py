@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.block_plan import BlockPlan
+from ...kernels.keep_top import keep_top
 from .mapped import mapped_plan
 from .orders import BlockOrder
 from .pooled import Pooled
@@ -52,19 +53,16 @@ def top_of_rows(
     each, spare = divmod(budget(density, video), video)
     if each == video:
         return keep_all(order)
-    device = order.slots.device
-    sinks = torch.cat([torch.arange(*run, device=device) for run in ((0, first), (last, blocks))])
-    width = len(sinks) + each + bool(spare)
+    device, width = order.slots.device, blocks - video + each + bool(spare)
     cols = torch.zeros(heads, blocks, width, dtype=torch.int32, device=device)
     counts = torch.full((heads, blocks), width, dtype=torch.int32, device=device) if spare else None
-    step = max(1, map_bytes // (8 * video * blocks))
+    step = max(1, map_bytes // (8 * video * blocks))  # scores, and a term of theirs or what ranks them
     for start in range(0, heads, step):
         chunk = slice(start, start + step)
-        kept, short = _best(_ranked(pooled.mass(chunk), forced), each, spare)
-        kept = (kept + first).masked_fill_(kept == video, blocks)
-        cols[chunk, first:last] = torch.cat((sinks.expand(*kept.shape[:2], -1), kept), -1).sort(-1).values.int()
+        kept, number = keep_top(pooled.logits(chunk), each, spare, first=first, last=last, forced=forced)
+        cols[chunk, first:last] = kept
         if counts is not None:
-            counts[chunk, first:last] -= short.int()
+            counts[chunk, first:last] = number
     return BlockPlan(order.slots, order.slots, order.live, order.live, cols, counts, order.other)
 
 
@@ -123,19 +121,3 @@ def _ranked(mass: Tensor, forced: Tensor | None) -> Tensor:
         mass += forced
     mass.diagonal(dim1=-2, dim2=-1).fill_(3)
     return mass
-
-
-def _best(score: Tensor, each: int, spare: int) -> tuple[Tensor, Tensor]:
-    """The `each` best columns of every row, and one more in the `spare` rows where one more is worth most.
-
-    score: fp32 [G, V, V]
-    returns: columns int64 [G, V, each or each + 1], V in place of the one more where it is not granted; bool [G, V]:
-        not granted
-    """
-    best = score.topk(each + bool(spare), dim=-1)
-    short = torch.zeros(score.shape[:2], dtype=torch.bool, device=score.device)
-    if spare:
-        granted = best.values[..., -1].topk(spare, dim=-1).indices
-        short = short.logical_not().scatter_(1, granted, False)
-        best.indices[..., -1].masked_fill_(short, score.shape[-1])
-    return best.indices, short

@@ -13,9 +13,12 @@ from ..call import AttentionCall
 from .blocks import TILES, Blocks
 from .error_target import ErrorTarget
 from .job import Job
+from .looks import Looks, Share
 from .presets import Preset, preset_of
 from .registry import Method
 from .when import ALWAYS, AT_ONCE, Ramp, When
+
+EVERY = 4  # steps of which one says how much is kept: it costs a launch a head and operation
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class SparseAttention:
             return "grouped queries: fewer key heads than query heads"
         if call.q.dtype not in DTYPES:
             return f"attention runs in {call.q.dtype}"
-        return self.method.why_not(call) or _not_finite(call)
+        return self.method.why_not(call) or Looks.of(self, call).not_finite(call)
 
     def settled(self, call: AttentionCall) -> Settled:
         """Made at the first call of a run and layout."""
@@ -94,23 +97,21 @@ class SparseAttention:
         return value and self.ramp.density(value, settled.when, call.forward.position)
 
     def _note_share(self, job: Job) -> None:
-        """The kept share goes into the report. Reading it waits for the device, so once a layer and density is enough
-        where the density is met in every call.
+        """The kept share goes into the report. Where the density is met in every call, one call of a layer says it for
+        all; else one in every EVERY steps does. The first of a layer is read at once, later ones at the next look.
         """
         call = job.call
         if job.dense:
             call.note(kept=1.0)
             return
         steady = self.method.steerable and job.density is not None
-        changes = None if steady else call.forward.position.step
-        name = (self, "share", job.density and round(job.density, 2), changes)
-        seen = call.run.state(name, None, call.layer, call.layout.key, None, list)
-        if not seen:
-            seen.append(float(kept_share(job.used)))
-        call.note(kept=seen[0])
+        period = None if steady else call.forward.position.step // EVERY
+        name = (self, "share", job.density and round(job.density, 2), period)
 
+        def kept() -> Share:
+            return Share(kept_share(job.used))
 
-def _not_finite(call: AttentionCall) -> str | None:
-    """One number is read from the device for it: a block that holds NaN would otherwise choose blocks at random."""
-    total = sum(x.sum(dtype=torch.float32) for x in (call.q, call.k, call.v))
-    return None if bool(total.isfinite()) else "queries, keys or values are not finite"
+        share = call.run.state(name, None, call.layer, call.layout.key, None, kept)
+        if share.value is None and not period:
+            share.value = float(share.tensor)
+        Looks.of(self, call).note(call, share)

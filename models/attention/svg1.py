@@ -16,7 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...kernels.block_plan import BlockPlan, kept_lists
+from ...kernels.block_plan import BlockPlan
+from ...kernels.list_map import list_map
 from ...kernels.pool_blocks import pool_blocks
 from ..call import AttentionCall
 from .job import Job
@@ -70,7 +71,7 @@ class SVG1(Method):
         )  # fmt: skip
         keep = bands.entry <= job.density
         kind = trial_errors(job, bands, keep).argmin(0)
-        return plan_of(call, bands, *kept_lists(keep, bands.longest(job.density)), kind)
+        return plan_of(call, bands, *list_map(keep, bands.longest(job.density)), kind)
 
 
 def trial_errors(job: Job, bands: Bands, keep: Tensor) -> Tensor:

@@ -189,8 +189,11 @@ def _plan(call: AttentionCall, found: Found, counts: Tensor, most: int) -> Block
     sinks = torch.cat([torch.arange(*run, device=device) for run in ((0, k_first), (k_last, k_live.shape[1]))])
     cols = torch.zeros(heads, blocks, len(sinks) + most, dtype=torch.int32, device=device)
     cols[:, first:last, : len(sinks)] = sinks
-    for g in range(heads):
-        cols[g, first:last, len(sinks) :] = found.ranking.order[g, :, :most].index_select(0, owner[g]).add_(k_first)
+    lists = found.ranking.order.flatten(0, 1)[:, :most]
+    rows = owner + found.ranking.order.shape[1] * torch.arange(heads, device=device)[:, None]
+    for part in chunks(heads, 4 * owner.shape[1] * most):
+        some = lists.index_select(0, rows[part].flatten()).view(-1, owner.shape[1], most)
+        torch.add(some, k_first, out=cols[part, first:last, len(sinks) :])
     kept = torch.zeros(heads, blocks, dtype=torch.int32, device=device)
     kept[:, first:last] = (counts.gather(1, owner) + len(sinks)).masked_fill_(found.queries.live == 0, 0)
     full = tuple(run for run in ((0, first), (last, blocks)) if run[0] < run[1])

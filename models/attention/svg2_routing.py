@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.head_rows import HeadRows, head_rows
 from ...kernels.pool_blocks import pool_blocks, slot_bias
+from ...kernels.pooling_error import KeyBlocks, pooling_error
 from .kmeans import Pieces
 
 MAP_BYTES = 64 << 20  # of score maps at a time
@@ -26,18 +26,12 @@ MAP_BYTES = 64 << 20  # of score maps at a time
 class Keys:
     """The key pieces of a call, and their tokens.
 
-    mean, value: fp32 [G, P, D], of keys and of values
     log_mass: fp32 [G, P], log of the sum of exp(key bias) over a piece, -inf where nothing is left of it
-    weight: fp32 [G or 1, P, S], exp(key bias), 0 on padding
     """
 
     pieces: Pieces
-    mean: Tensor
-    value: Tensor
     log_mass: Tensor
-    weight: Tensor
-    k: HeadRows
-    v: HeadRows
+    blocks: KeyBlocks
 
     @classmethod
     def of(cls, k: Tensor, v: Tensor, pieces: Pieces, key_bias: Tensor | None) -> Keys:
@@ -45,12 +39,7 @@ class Keys:
         mean, log_mass = (x.transpose(1, 2).flatten(0, 1) for x in pool_blocks(k, pieces.slots, key_bias))
         value = pool_blocks(v, pieces.slots, key_bias)[0].transpose(1, 2).flatten(0, 1)
         weight = slot_bias(pieces.slots, key_bias, k.shape[2]).exp_()
-        return cls(pieces, mean, value, log_mass, weight, head_rows(k), head_rows(v))
-
-    def tokens(self, rows: HeadRows, head: int) -> Tensor:
-        """Keys or values of one head's pieces, fp32 [P, S, D]; padding holds any token."""
-        which = torch.full((1,), head, device=self.mean.device)
-        return rows.take(self.pieces.slots[head][None], which)[0].float()
+        return cls(pieces, log_mass, KeyBlocks(k, v, pieces.slots, mean, value, weight))
 
 
 @dataclass(frozen=True)
@@ -69,17 +58,18 @@ def rank(query: Tensor, keys: Keys, scale: float, *, by_error: bool, top_p: floa
     query: fp32 [G, C, D], mean of each query cluster
     top_p: share of the mass that the counts stand for, with `least` tokens in any case; None: no counts
     """
-    heads, clusters, pieces = *query.shape[:2], keys.mean.shape[1]
+    heads, clusters, pieces = *query.shape[:2], keys.blocks.mean.shape[1]
     order = torch.empty(heads, clusters, pieces, dtype=torch.int32, device=query.device)
     counts = None if top_p is None else torch.empty(heads, clusters, dtype=torch.int64, device=query.device)
     for part in chunks(heads, 8 * clusters * pieces):
         live = keys.pieces.live[part]
-        mass = torch.baddbmm(keys.log_mass[part, None], query[part], keys.mean[part].transpose(1, 2), alpha=scale)
         if counts is not None or not by_error:
+            mean = keys.blocks.mean[part].transpose(1, 2)
+            mass = torch.baddbmm(keys.log_mass[part, None], query[part], mean, alpha=scale)
             best = by_mass = ranked(mass - live[:, None].log(), live)
         if by_error:
-            errors = [pooling_error(query[g], keys, g, scale) for g in range(part.start, part.start + len(live))]
-            best = ranked(torch.stack(errors) / live[:, None].clamp(min=1), live)
+            errors = pooling_error(query[part], keys.blocks, part.start, scale)
+            best = ranked(errors / live[:, None].clamp(min=1), live)
         if counts is not None:
             kept = kept_by_mass(by_mass, mass.softmax(-1), live, top_p, least)
             counts[part] = kept_by_tokens(best, live, tokens_in(by_mass, live, kept)) if by_error else kept
@@ -91,36 +81,6 @@ def chunks(heads: int, head_bytes: int) -> Iterator[slice]:
     """Heads whose maps fit into the memory for maps, one at least."""
     step = max(1, MAP_BYTES // head_bytes)
     return (slice(start, min(start + step, heads)) for start in range(0, heads, step))
-
-
-def pooling_error(query: Tensor, keys: Keys, head: int, scale: float) -> Tensor:
-    """Sum over the tokens t of a piece of |exp(q k_mean) v_mean - exp(q k_t) v_t|^2, weighted by exp(key bias).
-
-    With a and e for the exponentials it is |(a - e) v_mean + e (v_mean - v_t)|^2: one product with the keys, the rest
-    known beforehand, and no difference of large numbers. Of each query cluster only up to a factor.
-
-    query: fp32 [C, D]
-    returns: fp32 [C, P]
-    """
-    mean, weight = keys.value[head], keys.weight[head % len(keys.weight)]
-    away = mean[:, None] - keys.tokens(keys.v, head)  # P S D
-    weight_2 = weight.square()
-    middle, lean, spread = (
-        weight_2 * x
-        for x in (mean.square().sum(-1, keepdim=True), (away * mean[:, None]).sum(-1), away.square().sum(-1))
-    )
-    every, dead = keys.tokens(keys.k, head).flatten(0, 1).T * scale, (weight == 0).flatten()
-    errors = query.new_empty(len(query), len(mean))
-    step = max(1, MAP_BYTES // (4 * weight.numel()))
-    for start in range(0, len(query), step):
-        some = query[start : start + step]
-        logit = (some @ every).masked_fill_(dead, -torch.inf)
-        pooled = scale * some @ keys.mean[head].T
-        top = logit.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
-        e = logit.sub_(top).exp_().view(-1, *weight.shape)
-        gap = pooled.sub_(top).clamp_(max=0).exp_()[..., None] - e
-        errors[start : start + step] = (gap.square() * middle + 2 * gap * e * lean + e.square() * spread).sum(-1)
-    return errors
 
 
 def ranked(worth: Tensor, live: Tensor) -> Tensor:
@@ -140,7 +100,7 @@ def kept_by_mass(order: Tensor, mass: Tensor, live: Tensor, top_p: float, least:
     returns: int64 [G, C]
     """
     held, cost = mass.gather(-1, order), _tokens(order, live)
-    before, tokens = held.cumsum(-1) - held, cost.cumsum(-1) - cost
+    before, tokens = held.cumsum(-1) - held, cost.cumsum(-1, dtype=torch.int32) - cost
     return (((before <= top_p) | (tokens < least)) & (cost > 0)).sum(-1)
 
 
@@ -151,7 +111,7 @@ def kept_by_tokens(order: Tensor, live: Tensor, budget: Tensor | float) -> Tenso
     returns: int64 [G, C]
     """
     cost = _tokens(order, live)
-    keep = cost.cumsum(-1) - 0.5 * cost <= budget
+    keep = 2 * cost.cumsum(-1, dtype=torch.int32) - cost <= 2 * budget
     keep[..., 0] = True
     return (keep & (cost > 0)).sum(-1)
 
@@ -163,5 +123,5 @@ def tokens_in(order: Tensor, live: Tensor, counts: Tensor) -> Tensor:
 
 
 def _tokens(order: Tensor, live: Tensor) -> Tensor:
-    """Tokens of pieces in order of worth: int64 [G, C, P]."""
-    return live.long()[:, None].expand(order.shape).gather(-1, order)
+    """Tokens of pieces in order of worth: int32 [G, C, P]."""
+    return live[:, None].expand(order.shape).gather(-1, order)

@@ -6,7 +6,13 @@ import pytest
 import torch
 from interspatial.kernels import pool_blocks as module
 from interspatial.kernels.head_rows import head_rows
-from interspatial.kernels.pool_blocks import pool_blocks, pool_blocks_reference, slot_bias
+from interspatial.kernels.pool_blocks import (
+    pool_blocks,
+    pool_blocks_reference,
+    pool_squares,
+    pool_squares_reference,
+    slot_bias,
+)
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -28,7 +34,7 @@ def ragged(tokens: int, heads: int = 1, size: int = 16) -> torch.Tensor:
 
 
 def naive(x, slots, bias):
-    mean = torch.zeros(B, slots.shape[1], H, D, dtype=torch.float64)
+    mean = torch.zeros(B, slots.shape[1], H, x.shape[-1], dtype=torch.float64)
     mass = torch.full(mean.shape[:3], -torch.inf, dtype=torch.float64)
     for b in range(B):
         for h in range(H):
@@ -69,10 +75,41 @@ def test_both_ways_agree_and_chunks_change_nothing(monkeypatch):
     slots = ragged(65)
     x = torch.randn(B, 65, H, D, generator=torch.Generator().manual_seed(0))
     weight, _ = module._weights(slots, bias_of(65, slots), B, H)
-    bag, gather = (way(head_rows(x), slots, weight) for way in (module._bag, module._gather))
+    bag = module._bag(head_rows(x), slots, weight)
+    gather, square = module._gather(head_rows(x), slots, weight, True)
     torch.testing.assert_close(bag, gather, atol=1e-6, rtol=1e-6)
-    monkeypatch.setattr(module, "CPU_BYTES", 1)
-    torch.testing.assert_close(module._gather(head_rows(x), slots, weight), gather, atol=1e-6, rtol=1e-6)
+    for name in ("CPU_BYTES", "SQUARE_BYTES"):
+        monkeypatch.setattr(module, name, 1)
+    torch.testing.assert_close(module._gather(head_rows(x), slots, weight, False)[0], gather, atol=1e-6, rtol=1e-6)
+    in_parts = pool_squares(x, slots, bias_of(65, slots), backend="torch")[2].transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(in_parts.flatten(0, 1), square, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [1, B * H], ids=["shared", "per head"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_squares_have_the_same_weights(dtype, heads):
+    slots = ragged(65, heads)
+    x = torch.randn(B, 65, H, D, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for bias in (None, bias_of(65, slots)):
+        true = *naive(x, slots, bias), naive(x.double().square(), slots, bias)[0]
+        for pool in (pool_squares, pool_squares_reference):
+            for got, want in zip(pool(x, slots, bias), true, strict=True):
+                assert got.dtype == torch.float32
+                torch.testing.assert_close(got.double(), want, atol=4e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"x": torch.zeros(4, 3, 8)}, "3 dims"),
+        ({"slots": torch.zeros(5, 1, 4, dtype=torch.int32)}, "serve 5 heads; x has 6"),
+        ({"key_bias": torch.zeros(2, 3)}, r"\[2, 3\]; it must be \[2, 4\]"),
+    ],
+)
+def test_what_it_refuses(change, said):
+    given = {"x": torch.zeros(2, 4, 3, 8), "slots": torch.zeros(1, 1, 4, dtype=torch.int32)} | change
+    with pytest.raises(ValueError, match=said):
+        pool_blocks(**given)
 
 
 def test_strides_do_not_matter():

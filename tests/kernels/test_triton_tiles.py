@@ -53,7 +53,7 @@ def test_the_fastest_is_found_once():
         launch()
         return times[launched[-1]]
 
-    tuner = Tuner(clock)
+    tuner = Tuner(clock=clock)
     for _ in range(2):
         assert tuner.choose("a", [SLOW, FAST], launched.append) == FAST
     assert launched == [SLOW, FAST]
@@ -69,7 +69,7 @@ def test_tiles_that_fail_are_passed_over():
         if tile == SLOW:
             raise torch.OutOfMemoryError("full")
 
-    tuner = Tuner(lambda run: run() or 1.0)
+    tuner = Tuner(clock=lambda run: run() or 1.0)
     assert tuner.choose("a", [BROKEN, FAST], launch) == FAST
     with pytest.raises(RuntimeError, match="out of resource"):
         tuner.choose("b", [BROKEN, BROKEN], launch)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from interspatial.kernels.block_attend import block_attend
 from interspatial.kernels.block_plan import BlockPlan, kept_mask, kept_share
+from interspatial.kernels.pool_blocks import pool_blocks
 from interspatial.models.attention.orders import BlockOrder, cube, raster, tile
+from interspatial.models.attention.pooled import Pooled
 from interspatial.models.attention.select import keep_all, top_blocks
 from interspatial.models.layout import arrange
 from torch.nn.functional import scaled_dot_product_attention
@@ -159,6 +161,19 @@ def test_more_density_or_a_tail_is_closer_to_dense():
     assert error(0.1, None) > error(0.25, None) > error(0.5, None)
     for density in (0.1, 0.25):
         assert error(density, "row") < 0.5 * error(density, None)
+
+
+def test_block_means_can_be_handed_on():
+    """As the kernel would pool them itself, for all blocks, and without a copy."""
+    q, k, _ = inputs(MIXED)
+    order, bias = tile(MIXED, 4), torch.zeros(B, MIXED.tokens)
+    bias[0, 50:90] = -torch.inf
+    for jensen in (False, True):
+        pooled = Pooled.of(q, k, order, key_bias=bias, jensen=jensen)
+        key, log_mass = pool_blocks(k, order.slots, bias)
+        assert torch.equal(pooled.means.query, pool_blocks(q, order.slots)[0])
+        assert torch.equal(pooled.means.key, key) and torch.equal(pooled.means.log_mass, log_mass)
+        assert pooled.means.key.data_ptr() == pooled.key.data_ptr()
 
 
 def test_chunks_of_heads_change_nothing():

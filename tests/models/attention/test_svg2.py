@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from interspatial.kernels.block_plan import BlockPlan, check_plan, kept_mask
+from interspatial.kernels.pooling_error import pooling_error
 from interspatial.models.attention import svg2
 from interspatial.models.attention.job import Job
 from interspatial.models.attention.kmeans import Pieces, cut
@@ -17,7 +18,6 @@ from interspatial.models.attention.svg2_routing import (
     Keys,
     kept_by_mass,
     kept_by_tokens,
-    pooling_error,
     rank,
     ranked,
     tokens_in,
@@ -33,6 +33,7 @@ from interspatial.tests.models.attention.contract import (
     new_run,
     truth,
 )
+from interspatial.tests.no_waits import no_waits
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -93,7 +94,7 @@ def keys_of(seed: int = 0, bias: torch.Tensor | None = None) -> tuple[torch.Tens
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
 @pytest.mark.parametrize("map_bytes", [1, 1 << 26])
 def test_the_error_of_pooling_is_what_its_definition_says(biased, map_bytes, monkeypatch):
-    monkeypatch.setattr("interspatial.models.attention.svg2_routing.MAP_BYTES", map_bytes)
+    monkeypatch.setattr("interspatial.kernels.pooling_error.MAP_BYTES", map_bytes)
     bias = None
     if biased:
         bias = torch.randn(B, 53, generator=torch.Generator().manual_seed(1))
@@ -104,7 +105,7 @@ def test_the_error_of_pooling_is_what_its_definition_says(biased, map_bytes, mon
         b, h = divmod(g, H)
         k, v = (x[b, :, h].double() for x in kv)
         weight = torch.ones(53).double() if bias is None else bias[b].double().exp()
-        want = torch.zeros(5, keys.mean.shape[1]).double()
+        want = torch.zeros(5, keys.pieces.slots.shape[1]).double()
         tops = (scale * query[g].double() @ k[weight > 0].T).amax(1)
         for j, slots in enumerate(keys.pieces.slots[g]):
             held = slots[slots >= 0].long()
@@ -115,7 +116,7 @@ def test_the_error_of_pooling_is_what_its_definition_says(biased, map_bytes, mon
             for i, q in enumerate(query[g].double()):
                 a, e = (scale * q @ mean_k - tops[i]).exp(), (scale * k[held] @ q - tops[i]).exp()
                 want[i, j] = (w[:, None] * (a * mean_v - e[:, None] * v[held])).square().sum()
-        got = pooling_error(query[g], keys, g, scale)
+        got = pooling_error(query[g : g + 1], keys.blocks, g, scale)[0]
         torch.testing.assert_close(got.double(), want, atol=1e-6, rtol=1e-4)
 
 
@@ -250,13 +251,20 @@ def test_numbers_of_clusters(tokens, clusters):
     assert SVG2(query_clusters=7, key_clusters=9).clusters_of(tokens) == (min(7, tokens), min(9, tokens))
 
 
-def test_a_device_is_never_waited_for():
-    """On the meta device every read of a value raises."""
+@pytest.mark.parametrize("routing", ["mass", "error"])
+@pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
+def test_a_device_is_never_waited_for(routing, biased):
+    """Of tables, the first step copies which tokens it starts from, from memory that need not be waited for."""
     for density in (None, 0.3):
-        call = call_of(MIXED, batch=1)
-        call = replace(call, q=call.q.to("meta"), k=call.k.to("meta"), v=call.v.to("meta"))
-        plan = SVG2().plan(Job(call, density=density))
-        assert plan.cols.device.type == "meta" and plan.cols.shape[2] < plan.k_slots.shape[1]
+        run, one = new_run(), SVG2(routing=routing)
+        for number, sigma in enumerate((1.0, 0.75, 0.5)):
+            run.begin_call(sigma)
+            call = call_of(MIXED, run=run, bias=holes() if biased else None)
+            mask = None if call.mask is None else call.mask.to("meta")
+            call = replace(call, q=call.q.to("meta"), k=call.k.to("meta"), v=call.v.to("meta"), mask=mask)
+            with no_waits(uploads=number == 0):
+                plan = one.plan(Job(call, density=density))
+            assert plan.cols.device.type == "meta" and plan.cols.shape[2] < plan.k_slots.shape[1]
 
 
 # --- what is remembered -----------------------------------------------------------------------------------------------
