@@ -19,11 +19,13 @@ async def comfy_entrypoint() -> ComfyExtension:
     from comfy_api.latest import ComfyExtension
 
     from .models.host import register_folders
+    from .models.host.warm_up import remember_tiles
     from .nodes import node_classes
 
     class Interspatial(ComfyExtension):
         async def on_load(self) -> None:
             register_folders(Path(__file__).parent / "checkpoints")
+            remember_tiles()
 
         async def get_node_list(self) -> list[type]:
             return node_classes()

@@ -42,6 +42,7 @@ class AttendCall:
     return_lse: bool = False
     max_bytes: int | None = None
     int8: bool = False
+    key_means: tuple[Tensor, Tensor] | None = None
 
     def why_not(self) -> str | None:
         """Why no backend can take this call, or None. Reads shapes only, never the device."""

@@ -52,7 +52,7 @@ def _attend(call: AttendCall, max_bytes: int) -> tuple[Tensor, Tensor | None]:
     if plan.sees_everything:
         out, lse = dense.attend(q.transpose(1, 2))
         return out.transpose(1, 2), None if lse is None else lse.transpose(1, 2)
-    pooled = PooledTail.of(q, k, v, plan, call.key_bias, call.tail, call.scale) if call.tail else None
+    pooled = PooledTail.of(call) if call.tail else None
     bias = slot_bias(plan.k_slots, call.key_bias, q.shape[2])
     rows = head_rows(q), head_rows(k), head_rows(v)
     kind = OrderedRows if suits_order(q) else KeptRows

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .attend_call import Tail
+from .attend_call import AttendCall
 from .block_plan import BlockPlan
 from .dense_rows import attention_mask
 from .head_rows import HeadRows, head_rows
@@ -36,14 +36,13 @@ class PooledTail:
     scale: float
 
     @classmethod
-    def of(
-        cls, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, key_bias: Tensor | None, tail: Tail, scale: float
-    ) -> PooledTail:
-        key, log_mass = pool_blocks(k, plan.k_slots, key_bias)
-        value, _ = pool_blocks(v, plan.k_slots, key_bias)
+    def of(cls, call: AttendCall) -> PooledTail:
+        q, plan = call.q, call.plan
+        key, log_mass = call.key_means or pool_blocks(call.k, plan.k_slots, call.key_bias)
+        value, _ = pool_blocks(call.v, plan.k_slots, call.key_bias)
         key, value = head_rows(key.to(q.dtype)), head_rows(value.to(q.dtype))
-        query = head_rows(pool_blocks(q, plan.q_slots)[0]) if tail == "block" else None
-        return cls(key, value, log_mass.transpose(1, 2).flatten(0, 1), query, scale)
+        query = head_rows(pool_blocks(q, plan.q_slots)[0]) if call.tail == "block" else None
+        return cls(key, value, log_mass.transpose(1, 2).flatten(0, 1), query, call.scale)
 
     def sources(
         self, heads: Tensor, blocks: Tensor, hidden: Tensor, piece_bytes: int

@@ -208,11 +208,11 @@ def _tail(
     """Block means, and which of them each query block has instead of the block."""
     if call.tail is None or call.plan.sees_everything:
         return {}
-    key, mass = pool_blocks(call.k, call.plan.k_slots, call.key_bias)
+    key, mass = call.key_means or pool_blocks(call.k, call.plan.k_slots, call.key_bias)
     value, _ = pool_blocks(call.v, call.plan.k_slots, call.key_bias)
     key, value = (_by_head(x).to(call.q.dtype) for x in (key, value))
-    words = _words(kernels, given)
-    tail = {"tail_k": key, "tail_v": value, "tail_mass": _log2(_by_head(mass[..., None])[..., 0]), "words": words}
+    words, mass = _words(kernels, given), _by_head(mass[..., None])[..., 0].clone()  # others may read it later
+    tail = {"tail_k": key, "tail_v": value, "tail_mass": _log2(mass), "words": words}
     tail["words_geo"] = int(len(words) > 1)
     if call.tail == "row":
         return {"TAIL": "row", **tail}

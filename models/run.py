@@ -27,7 +27,8 @@ class Run:
         self._tracker = Tracker(schedule)
         self._states: dict[Hashable, object] = {}
         self._visits: Counter = Counter()
-        self._lock = threading.Lock()   # ComfyUI may spread the branches of one step over GPUs and threads
+        # ComfyUI may spread the branches of one step over GPUs and threads; what makes a state may ask for another one.
+        self._lock = threading.RLock()
 
     def __deepcopy__(self, memo: dict) -> Run:
         return self   # options are copied deeply in places; the state of a run is one

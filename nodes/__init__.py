@@ -30,11 +30,12 @@ def node_classes() -> list[type]:
         sources,
         speed,
         video_vae,
+        warm_up,
         will_it_fit,
     )
 
     modules = (
-        sources, speed, cache, calibrate, dynamic, guidance, measure, attention_error, cache_plan,
+        sources, speed, warm_up, cache, calibrate, dynamic, guidance, measure, attention_error, cache_plan,
         quantise, calibrate_activations, plan_precision, refine, will_it_fit,
         puppet_control, puppet_body, body, camera, control, interspatial_model, video_vae,
         pose_following, interspatial_viewer,

@@ -100,8 +100,8 @@ def settings() -> list:
                      tooltip="Attention with fewer tokens stays dense, where it is faster. Wan 480p x 81 frames has "
                      "32,760 tokens; 0 for tiny models."),
         io.Combo.Input("block_order", options=["auto", *ORDERS], default="auto", optional=True, advanced=True,
-                       tooltip="Which tokens share a block. strip: a near square of one frame, all of one size, so that "
-                       "least is left empty; tile: a square of one frame; cube: a box over neighbouring frames; "
+                       tooltip="Which tokens share a block. strip: a near square of one frame, all of one size, "
+                       "so that least is left empty; tile: a square of one frame; cube: a box over some frames; "
                        "raster: a run of a row; token_major: a few places through all frames; morton: a run of the Z "
                        "curve; auto: by model family."),
         io.Int.Input("block_side", default=0, min=0, max=16, optional=True, advanced=True,

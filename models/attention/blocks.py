@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..call import AttentionCall
 from . import orders
-from .orders import BlockOrder
+from .orders import BlockOrder, QueryBlocks
 
 ORDERS: dict[str, Callable[..., BlockOrder]] = {
     "strip": orders.strip,
@@ -42,20 +42,24 @@ class Blocks:
 
         return call.run.state(self, str(call.q.device), -1, call.layout.key, None, build)
 
-    def doubled(self, call: AttentionCall) -> BlockOrder:
-        """The same tokens in blocks twice as large, for queries that share a list; built once a run.
+    def doubled(self, call: AttentionCall) -> QueryBlocks:
+        """The same order in blocks of twice as many tokens, for queries that share a list; built once a run.
 
         A box is doubled along the axis that leaves fewest blocks, the last one of equals: rows of tokens are read in
         one piece.
         """
 
-        def build() -> BlockOrder:
+        keys = self.of(call)
+
+        def build() -> QueryBlocks:
             side, make = self._side(), ORDERS[self.order]
-            if self.order not in BOXES:
-                return make(call.layout, 2 * side).to(call.q.device)
-            axes = range(BOXES[self.order])
-            found = [make(call.layout, tuple(side * (1 + (i == axis)) for i in axes)) for axis in reversed(axes)]
-            return min(found, key=lambda order: order.slots.shape[1]).to(call.q.device)
+            if self.order in BOXES:
+                axes = range(BOXES[self.order])
+                found = [make(call.layout, tuple(side * (1 + (i == axis)) for i in axes)) for axis in reversed(axes)]
+                order = min(found, key=lambda order: order.slots.shape[1])
+            else:
+                order = make(call.layout, 2 * side)
+            return QueryBlocks.over(order.to(call.q.device), keys)
 
         return call.run.state((self, "doubled"), str(call.q.device), -1, call.layout.key, None, build)
 

@@ -76,5 +76,10 @@ class Job:
         return block_attend(
             call.q, call.k, call.v, plan,
             scale=call.scale, key_bias=self.key_bias, tail=self.tail if tail == "asked" else tail,
-            reshape=reshape, return_lse=return_lse,
+            reshape=reshape, return_lse=return_lse, key_means=self._key_means(plan),
         )  # fmt: skip
+
+    def _key_means(self, plan: BlockPlan) -> tuple[Tensor, Tensor] | None:
+        """What selection has pooled of this plan's key blocks, so that a tail need not do it again."""
+        means = getattr(self.memo.get("pooled"), "means", None)
+        return (means.key, means.log_mass) if means and plan.k_slots is self.order.slots else None

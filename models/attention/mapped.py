@@ -14,30 +14,38 @@ from torch import Tensor
 
 from ...kernels.block_plan import BlockPlan
 from ...kernels.list_map import list_map
-from .orders import BlockOrder
+from .orders import BlockOrder, QueryBlocks
 
 MAP_BYTES = 64 << 20  # of maps at a time; sorting one takes 9 bytes an entry
 
 
 def mapped_plan(
-    order: BlockOrder, heads: int, keep_of: Callable[[slice], Tensor], *, map_bytes: int = MAP_BYTES
+    order: BlockOrder,
+    heads: int,
+    keep_of: Callable[[slice], Tensor],
+    *,
+    queries: QueryBlocks | None = None,
+    map_bytes: int = MAP_BYTES,
 ) -> BlockPlan:
     """Lists of as many entries as the longest needs on the CPU; elsewhere of K, because asking waits for the device.
 
     order: shared by all heads
     heads: B * H, or 1 for a map that serves all
-    keep_of: heads -> bool [H, V, V]; asked for some heads at a time
+    keep_of: heads -> bool [H, R, V]; asked for some heads at a time
+    queries: blocks of queries that are not those of the keys; `keep_of` then answers for their own blocks too
     """
-    (first, last), blocks = order.video, order.slots.shape[1]
-    device, step = order.slots.device, max(1, map_bytes // (9 * blocks * blocks))
-    cols = torch.zeros(heads, blocks, blocks, dtype=torch.int32, device=device)
-    counts = torch.zeros(heads, blocks, dtype=torch.int32, device=device)
-    own = torch.eye(last - first, dtype=torch.bool, device=device)
+    asking = queries.order if queries else order
+    (first, last), blocks, rows = order.video, order.slots.shape[1], asking.slots.shape[1]
+    device, step = order.slots.device, max(1, map_bytes // (9 * rows * blocks))
+    cols = torch.zeros(heads, rows, blocks, dtype=torch.int32, device=device)
+    counts = torch.zeros(heads, rows, dtype=torch.int32, device=device)
+    own = torch.zeros_like(queries.own) if queries else torch.eye(last - first, dtype=torch.bool, device=device)
+    into = slice(*asking.video)
     for start in range(0, heads, step):
         chunk = slice(start, min(start + step, heads))
-        keep = torch.ones(chunk.stop - start, last - first, blocks, dtype=torch.bool, device=device)
+        keep = torch.ones(chunk.stop - start, len(own), blocks, dtype=torch.bool, device=device)
         keep[..., first:last] = keep_of(chunk) | own
-        cols[chunk, first:last], counts[chunk, first:last] = list_map(keep)
+        cols[chunk, into], counts[chunk, into] = list_map(keep)
     if device.type == "cpu":
         cols = cols[..., : int(counts.max())]
-    return BlockPlan(order.slots, order.slots, order.live, order.live, cols, counts, order.other)
+    return BlockPlan(asking.slots, order.slots, asking.live, order.live, cols, counts, asking.other)

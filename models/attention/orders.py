@@ -4,7 +4,8 @@ Every segment starts a fresh block, so no block mixes kinds. Extents are cut int
 most, not into full parts and a rest: the number of blocks is the same, no block is a sliver, and a share of blocks is
 nearly the same share of tokens.
 """
-# N tokens   K blocks   S slots per block   T W: latent frames, columns; rows are H here
+# N tokens   K blocks   S slots per block   R V video blocks of queries, of keys
+# T W: latent frames, columns; rows are H here
 
 from __future__ import annotations
 
@@ -54,6 +55,21 @@ class BlockOrder:
 
     def to(self, device: torch.device | str) -> BlockOrder:
         return BlockOrder(self.slots.to(device), self.live.to(device), self.video)
+
+
+@dataclass(frozen=True)
+class QueryBlocks:
+    """Blocks of queries that are not those of the keys.
+
+    own: bool [R, V], which video blocks of the keys hold a token of each of these
+    """
+
+    order: BlockOrder
+    own: Tensor
+
+    @classmethod
+    def over(cls, order: BlockOrder, keys: BlockOrder) -> QueryBlocks:
+        return cls(order, shared_tokens(order, keys))
 
 
 def shared_tokens(one: BlockOrder, other: BlockOrder) -> Tensor:

@@ -24,7 +24,7 @@ class Preset:
     start: float
     dense_layers: tuple[int, ...]
     density: float
-    order: str = "tile"
+    order: str = "strip"
 
 
 FEW = Preset("few steps", 0.4, (0, -1), 0.35)

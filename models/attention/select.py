@@ -5,7 +5,8 @@ Keys that are not video are kept by all, queries that are not video see all; bot
 block's own block is the first of its budget. Where density x blocks is not whole, the last block goes to those query
 blocks whose next best key block is best, so the density is the stated one for every head.
 """
-# B batch   N tokens   H heads   D head dim   K blocks   V video blocks   C longest list   G heads of a chunk
+# B batch   N tokens   H heads   D head dim   K blocks   R V video blocks of queries, of keys
+# C longest list   G heads of a chunk
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from ...kernels.block_plan import BlockPlan
 from ...kernels.keep_top import keep_top
 from .mapped import mapped_plan
-from .orders import BlockOrder
+from .orders import BlockOrder, QueryBlocks
 from .pooled import Pooled
 
 MAP_BYTES = 64 << 20  # of score maps at a time; 1260 blocks (Wan at 720p in 8 x 8 tiles) are 6.4 MB a head
@@ -42,60 +43,80 @@ def top_blocks(
 
 
 def top_of_rows(
-    pooled: Pooled, order: BlockOrder, density: float, *, forced: Tensor | None = None, map_bytes: int = MAP_BYTES
+    pooled: Pooled,
+    order: BlockOrder,
+    density: float,
+    *,
+    queries: QueryBlocks | None = None,
+    forced: Tensor | None = None,
+    map_bytes: int = MAP_BYTES,
 ) -> BlockPlan:
     """`top_blocks` of what was pooled before.
 
-    forced: bool [V, V], pairs that come first in a query block's budget, after its own block
+    queries: blocks of queries that are not those of the keys, as `pooled` has them; all that they share is their own
+    forced: bool [R, V], pairs that come first in a query block's budget, after its own blocks
     """
+    asking = queries.order if queries else order
     heads, (first, last), blocks = len(pooled.query), order.video, order.slots.shape[1]
-    video = last - first
-    each, spare = divmod(budget(density, video), video)
+    rows, video = pooled.query.shape[1], last - first
+    each, spare = divmod(budget(density, video, rows), rows)
     if each == video:
         return keep_all(order)
+    if queries:
+        forced = queries.own if forced is None else queries.own | forced
     device, width = order.slots.device, blocks - video + each + bool(spare)
-    cols = torch.zeros(heads, blocks, width, dtype=torch.int32, device=device)
-    counts = torch.full((heads, blocks), width, dtype=torch.int32, device=device) if spare else None
-    step = max(1, map_bytes // (8 * video * blocks))  # scores, and a term of theirs or what ranks them
+    cols = torch.zeros(heads, asking.slots.shape[1], width, dtype=torch.int32, device=device)
+    counts = torch.full(cols.shape[:2], width, dtype=torch.int32, device=device) if spare else None
+    step = max(1, map_bytes // (8 * rows * blocks))  # scores, and a term of theirs or what ranks them
+    into = slice(*asking.video)
     for start in range(0, heads, step):
         chunk = slice(start, start + step)
-        kept, number = keep_top(pooled.logits(chunk), each, spare, first=first, last=last, forced=forced)
-        cols[chunk, first:last] = kept
+        kept, number = keep_top(pooled.logits(chunk), each, spare, first=first, last=last, forced=forced,
+                                own=not queries)  # fmt: skip
+        cols[chunk, into] = kept
         if counts is not None:
-            counts[chunk, first:last] = number
-    return BlockPlan(order.slots, order.slots, order.live, order.live, cols, counts, order.other)
+            counts[chunk, into] = number
+    return BlockPlan(asking.slots, order.slots, asking.live, order.live, cols, counts, asking.other)
 
 
 def top_of_heads(
-    pooled: Pooled, order: BlockOrder, density: float, *, forced: Tensor | None = None, map_bytes: int = MAP_BYTES
+    pooled: Pooled,
+    order: BlockOrder,
+    density: float,
+    *,
+    queries: QueryBlocks | None = None,
+    forced: Tensor | None = None,
+    map_bytes: int = MAP_BYTES,
 ) -> BlockPlan:
     """The same number of pairs per head, ranked over all query blocks of the head, so that these differ in number."""
-    video = order.video[1] - order.video[0]
-    count = budget(density, video)
-    if count == video * video:
+    rows, video = pooled.query.shape[1], order.video[1] - order.video[0]
+    count = budget(density, video, rows)
+    if count == rows * video:
         return keep_all(order)
 
     def keep_of(chunk: slice) -> Tensor:
-        return best_pairs(_ranked(pooled.mass(chunk), forced), count)
+        return best_pairs(_ranked(pooled.mass(chunk), forced, queries), count)
 
-    return mapped_plan(order, len(pooled.query), keep_of, map_bytes=map_bytes // 3)  # ranking takes twice as much again
+    third = map_bytes // 3  # ranking takes twice as much again
+    return mapped_plan(order, len(pooled.query), keep_of, queries=queries, map_bytes=third)
 
 
-def budget(density: float, video: int) -> int:
-    """Pairs of blocks to keep of `video` x `video`, one per query block at least.
+def budget(density: float, video: int, rows: int | None = None) -> int:
+    """Pairs of blocks to keep of `rows` x `video`, one per row at least. rows: query blocks; None: as many as `video`
 
     raises: ValueError when the density is out of range
     """
     if not 0 < density <= 1:
         raise ValueError(f"Block selection needs a density above 0 and at most 1, not {density}.")
-    return max(video, round(density * video * video))
+    rows = video if rows is None else rows
+    return max(rows, round(density * rows * video))
 
 
 def best_pairs(score: Tensor, count: int) -> Tensor:
     """The `count` best pairs of every head, no more and no less: of equal ones at the edge, the first by position.
 
-    score: fp32 [G, V, V], without NaN
-    returns: bool [G, V, V]
+    score: fp32 [G, R, V], without NaN
+    returns: bool [G, R, V]
     """
     flat = score.flatten(1)
     edge = flat.kthvalue(flat.shape[1] - count + 1, dim=1, keepdim=True).values
@@ -112,12 +133,14 @@ def keep_all(order: BlockOrder) -> BlockPlan:
     return BlockPlan(order.slots, order.slots, order.live, order.live, cols, full=((0, blocks),))
 
 
-def _ranked(mass: Tensor, forced: Tensor | None) -> Tensor:
-    """Shares of mass with what is forced before all others: no share is above 1, and the own block comes first.
+def _ranked(mass: Tensor, forced: Tensor | None, queries: QueryBlocks | None) -> Tensor:
+    """Shares of mass with what is forced before all others: no share is above 1, and own blocks come first.
 
-    mass: fp32 [G, V, V], changed in place
+    mass: fp32 [G, R, V], changed in place
     """
     if forced is not None:
         mass += forced
+    if queries:
+        return mass.masked_fill_(queries.own, 3)
     mass.diagonal(dim1=-2, dim2=-1).fill_(3)
     return mass

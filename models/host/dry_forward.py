@@ -53,12 +53,12 @@ def dry_forward(model, shapes: tuple[Shape, ...], prompts: int, dtype: torch.dty
 
     raises: ValueError when this model cannot be followed without its values; says why
     """
-    notes = _Notes(scratch)
+    notes = Notes(scratch)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            twin = _twin_model(model.model, dtype, notes)
-            x, sizes = _latent(shapes, prompts)
-            conds = _conditions(twin, x, sizes, positive, text)
+            twin = twin_model(model.model, dtype, notes)
+            x, sizes = latent_of(shapes, prompts)
+            conds = conditions(twin, x, sizes, positive, text)
             sigma = torch.full((x.shape[0],), 0.5)
             options = {"optimized_attention_override": notes.attend, "cond_or_uncond": list(range(prompts))}
             with AliveBytes() as alive:
@@ -69,7 +69,7 @@ def dry_forward(model, shapes: tuple[Shape, ...], prompts: int, dtype: torch.dty
     return DryForward(alive.peak, notes.rows, notes.scores * dtype.itemsize)
 
 
-class _Notes:
+class Notes:
     """What is written down on the way. Numbers are counts, not bytes."""
 
     def __init__(self, scratch: Mapping[str, Scratch]) -> None:
@@ -102,7 +102,7 @@ class _Notes:
         return forward
 
 
-def _twin_model(base: nn.Module, dtype: torch.dtype, notes: _Notes) -> nn.Module:
+def twin_model(base: nn.Module, dtype: torch.dtype, notes: Notes) -> nn.Module:
     """A BaseModel with the code of `base`, and a network without memory that computes in `dtype`."""
     twin = copy.copy(base)
     network = _twin(getattr(base.diffusion_model, "_orig_mod", base.diffusion_model), "", dtype, notes)
@@ -113,7 +113,7 @@ def _twin_model(base: nn.Module, dtype: torch.dtype, notes: _Notes) -> nn.Module
     return twin
 
 
-def _twin(module: nn.Module, name: str, dtype: torch.dtype, notes: _Notes) -> nn.Module:
+def _twin(module: nn.Module, name: str, dtype: torch.dtype, notes: Notes) -> nn.Module:
     twin = copy.copy(module)
     parts = vars(twin)
     parts["_parameters"] = {key: _empty(value, dtype) for key, value in module._parameters.items()}
@@ -136,13 +136,13 @@ def _empty(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return torch.empty(tuple(tensor.shape), dtype=dtype if floats else tensor.dtype)
 
 
-def _latent(shapes: tuple[Shape, ...], prompts: int) -> tuple[Tensor, list | None]:
+def latent_of(shapes: tuple[Shape, ...], prompts: int) -> tuple[Tensor, list | None]:
     """The latents as the sampler has them: several in one flat tensor, with their shapes."""
     parts = [torch.empty(prompts * shape[0], *shape[1:]) for shape in shapes]
     return (parts[0], None) if len(parts) == 1 else comfy.utils.pack_latents(parts)
 
 
-def _conditions(model: nn.Module, x: Tensor, sizes: list | None, positive: list | None, text: int) -> dict:
+def conditions(model: nn.Module, x: Tensor, sizes: list | None, positive: list | None, text: int) -> dict:
     """Keyword arguments of `apply_model` for all rows of `x`."""
     given = dict(positive[0][1]) if positive else {"pooled_output": torch.empty(1, POOLED), "guidance": 3.5}
     given["cross_attn"] = positive[0][0] if positive else torch.empty(1, text, text_width(model.diffusion_model))

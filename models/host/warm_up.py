@@ -26,7 +26,7 @@ from ..run import Run
 from ..schedule import Schedule
 from ..warm_up import Layer, Seen, Task, attention, idle, products, sums
 from .chain import FORWARD, RUN
-from .dry_forward import TEXT_TOKENS, _conditions, _latent, _Notes, _twin_model
+from .dry_forward import TEXT_TOKENS, Notes, conditions, latent_of, twin_model
 from .hooks import KEY, Patch, patches_of
 from .quant_layouts import coded_of, is_coded
 from .rehearsal import look_ahead, sigmas_of
@@ -128,7 +128,7 @@ def _head_dim(module, heads: int) -> int:
     return width // heads
 
 
-class _Watch(_Notes):
+class _Watch(Notes):
     """Notes the first attention call that the pack would take."""
 
     def __init__(self) -> None:
@@ -153,9 +153,9 @@ def _follow(model, shapes: tuple[Shape, ...], dtype: torch.dtype, watch: _Watch)
     wrappers = {WrappersMP.APPLY_MODEL: {KEY: model.get_wrappers(WrappersMP.APPLY_MODEL, KEY)}}
     options = {"optimized_attention_override": watch.attend, "cond_or_uncond": [0], RUN: run, "wrappers": wrappers}
     with FakeTensorMode(allow_non_fake_inputs=True):
-        twin = _twin_model(model.model, dtype, watch)
-        x, sizes = _latent(shapes, 1)
-        conds = _conditions(twin, x, sizes, None, TEXT_TOKENS)
+        twin = twin_model(model.model, dtype, watch)
+        x, sizes = latent_of(shapes, 1)
+        conds = conditions(twin, x, sizes, None, TEXT_TOKENS)
         twin.apply_model(x, torch.full((x.shape[0],), 0.5), transformer_options=options, **conds)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
+from interspatial.kernels import kept_rows
 from interspatial.kernels.block_plan import kept_mask
-from interspatial.models.attention.draft import RANKINGS, Draft
+from interspatial.kernels.pool_blocks import pool_blocks
+from interspatial.models.attention import pooled as selection
+from interspatial.models.attention.draft import QUERY_BLOCKS, RANKINGS, Draft
 from interspatial.models.attention.extents import extents
 from interspatial.models.attention.job import Job
 from interspatial.models.attention.orders import tile
@@ -25,12 +29,15 @@ from interspatial.tests.models.attention.contract import (
     check_everything_kept_is_dense,
     check_other_rows_are_exact,
     check_through_the_sampler,
+    own_blocks,
     video_part,
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 SETTINGS = (
+    {"query_blocks": "double"},
+    {"ranking": "whole head", "query_blocks": "double", "neighbours": True},
     {"ranking": "whole head"},
     {"ranking": "each query block", "proxy": "jensen", "neighbours": True},
     {"ranking": "whole head", "proxy": "jensen", "neighbours": True},
@@ -82,7 +89,8 @@ def test_branches_are_apart(ranking):
 @pytest.mark.parametrize("jensen", [False, True])
 def test_a_whole_head_keeps_its_best_pairs(jensen):
     job = Job(call_of(arrange([("text", 5), ("video", (2, 9, 10))]), batch=1), TILES, "row", 0.3)
-    part = video_part(Draft(ranking="whole head", proxy="jensen" if jensen else "mean").plan(job), job)
+    method = Draft(ranking="whole head", proxy="jensen" if jensen else "mean")
+    part = video_part(method.plan(job), job)
     share = mean_logits(job, jensen).softmax(-1)[:, slice(*job.order.video), slice(*job.order.video)]
     own = torch.eye(part.shape[1], dtype=torch.bool)
     for g in range(len(part)):
@@ -124,15 +132,31 @@ def test_the_jensen_term_finds_a_peak_that_the_mean_hides():
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
+@pytest.mark.parametrize("query_blocks", QUERY_BLOCKS)
 @pytest.mark.parametrize("blocks", [TILES, CUBES], ids=["tile", "cube"])
-def test_neighbours_come_first_in_the_budget(ranking, blocks):
-    job = Job(call_of(MIXED), blocks, "row", 0.5)
-    part = video_part(Draft(ranking=ranking, neighbours=True).plan(job), job)
-    near = extents(job.order, MIXED).neighbours()
-    assert part[:, near].all()
-    assert not video_part(Draft(ranking=ranking).plan(job), job)[:, near].all()
+def test_neighbours_come_first_in_the_budget(ranking, query_blocks, blocks):
+    job = Job(call_of(MIXED), blocks, "row", 0.6)
+    method = Draft(ranking=ranking, neighbours=True, query_blocks=query_blocks)
+    plan = method.plan(job)
+    near = (own_blocks(plan, job).float() @ extents(job.order, MIXED).neighbours().float()) > 0
+    assert video_part(plan, job)[:, near].all()
+    assert not video_part(replace(method, neighbours=False).plan(job), job)[:, near].all()
     tight = Job(job.call, blocks, "row", 0.06)  # 3 or 4 of 60, where a corner has 4 neighbours
-    assert not (video_part(Draft(ranking=ranking, neighbours=True).plan(tight), tight) & ~near).any()
+    assert not (video_part(method.plan(tight), tight) & ~near).any()
+
+
+def test_two_blocks_of_queries_choose_by_their_common_mean():
+    """Doubled tiles of 4 x 8 over tiles of 4 x 4, against the mean query of all their tokens in float64."""
+    job = Job(call_of(arrange([("video", (2, 8, 16))]), batch=1), TILES, "row", 0.5)
+    plan = Draft(query_blocks="double").plan(job)
+    part, own = video_part(plan, job), own_blocks(plan, job)
+    assert plan.q_slots.shape[1:] == (8, 32) and own.sum(1).tolist() == [2] * 8
+    for g in range(len(part)):
+        q, k = (x[0, :, g].double() for x in (job.call.q, job.call.k))
+        for i, rows in enumerate(plan.q_slots[0].long()):
+            score = torch.stack([q[rows].mean(0) @ k[cols].mean(0) for cols in blocks_of(job)])
+            others = score.masked_fill(own[i], -torch.inf).argsort(descending=True)[:6]
+            assert {*part[g, i].nonzero()[:, 0].tolist()} == {*others.tolist(), *own[i].nonzero()[:, 0].tolist()}
 
 
 def test_neighbours_touch_in_one_frame():
@@ -164,3 +188,19 @@ def test_what_was_pooled_serves_all_plans_of_a_call():
 @pytest.mark.skipif(not os.environ.get("COMFYUI_PATH"), reason="COMFYUI_PATH is not set")
 def test_through_the_sampler(comfy):
     check_through_the_sampler(Draft(0.3, ranking="whole head", proxy="jensen", neighbours=True))
+
+
+@pytest.mark.parametrize("tail", ["row", "block"])
+def test_a_tail_takes_the_means_that_selection_has_made(tail, monkeypatch):
+    """The same output, from one pooling of the keys less."""
+    bias = torch.zeros(2, MIXED.tokens)
+    bias[0, 50:90], bias[1, ::3] = -torch.inf, -1.25
+    call = call_of(MIXED, bias=bias)
+    read = []
+    for module in (selection, kept_rows):
+        monkeypatch.setattr(module, "pool_blocks", lambda x, *rest: read.append(x) or pool_blocks(x, *rest))
+    out = Draft().attend(Job(call, TILES, tail, 0.3))
+    assert sum(x is call.k for x in read) == 1
+    monkeypatch.setattr(Job, "_key_means", lambda self, plan: None)
+    assert torch.equal(out, Draft().attend(Job(call, TILES, tail, 0.3)))
+    assert sum(x is call.k for x in read) == 3

@@ -172,10 +172,10 @@ def test_a_side_below_one_is_refused(make):
 def test_doubled_blocks_hold_the_same_tokens_in_fewer_blocks(name, extents):
     layout = arrange([("text", 5), ("video", extents)])
     call, asked = call_of(layout, batch=1, heads=1), Blocks(name, 3)
-    plain, doubled = asked.of(call), asked.doubled(call)
+    plain, doubled = asked.of(call), asked.doubled(call).order
     assert sorted(doubled.slots[doubled.slots >= 0].tolist()) == list(range(layout.tokens))
     assert doubled.slots.shape[1] < plain.slots.shape[1] and doubled.slots.shape[2] <= 2 * (27 if name == "cube" else 9)
-    assert asked.doubled(call) is doubled  # built once a run
+    assert asked.doubled(call).order is doubled  # built once a run
 
 
 def test_boxes_are_doubled_where_that_leaves_fewest():
@@ -183,7 +183,7 @@ def test_boxes_are_doubled_where_that_leaves_fewest():
     sizes = {}
     for rows, columns in ((45, 80), (30, 52)):
         call = call_of(arrange([("video", (1, rows, columns))]), batch=1, heads=1)
-        sizes[rows] = Blocks("tile").doubled(call).slots.shape[1:]
+        sizes[rows] = Blocks("tile").doubled(call).order.slots.shape[1:]
     assert sizes == {45: (30, 128), 30: (14, 120)}
 
 
