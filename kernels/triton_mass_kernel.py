@@ -23,6 +23,9 @@ MASS_INTS = (
 )
 
 
+MASS_TABLES = ("lse", "rows", "k_slots", "slot_bias", "found")  # slices of them begin anywhere
+
+
 @triton.jit
 def _slots(start, K, SK, N: tl.constexpr, SP: tl.constexpr):
     """Where N key slots from `start` on are in a head's table, whose blocks count as SP; -1 where there is none. [N]"""
@@ -31,7 +34,7 @@ def _slots(start, K, SK, N: tl.constexpr, SP: tl.constexpr):
     return tl.where((block < K) & (slot < SK), block * SK + slot, -1)
 
 
-@triton.jit(do_not_specialize=MASS_INTS)
+@triton.jit(do_not_specialize=MASS_INTS, do_not_specialize_on_alignment=MASS_TABLES)
 def mass_kernel(
     q, k, lse, rows, k_slots, slot_bias, found,
     scale, heads, q_tokens, Q, K, R, SK,

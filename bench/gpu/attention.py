@@ -19,11 +19,11 @@ from bench.gpu.contenders import (
     Scene,
     block_contenders,
     flex_contenders,
-    paired_blocks,
+    paired_plan_of,
     plan_of,
     sol_contenders,
+    strips,
     tile_contenders,
-    tiles_of,
     whole_contenders,
 )
 from bench.gpu.dense import best_dense, forget_compiled
@@ -99,7 +99,7 @@ def fastest(ran: dict[str, Ran], contenders: dict[str, Contender], name: str) ->
 def at_density(course: Course, density: float, tiles: dict[str, Tile | None]) -> None:
     """One table of the results. tiles: the fastest of earlier densities, by plan, filled at the first"""
     scene, bench = course.scene, course.bench
-    plans = {"blocks": plan_of(scene, density), "pairs": paired_blocks(scene.q, scene.k, scene.layout, density)}
+    plans = {"blocks": plan_of(scene, density), "pairs": paired_plan_of(scene, density)}
     if not tiles:
         choices = course.gathered(density, {f"{name}, tiles": partial(tile_contenders, scene, plan, name)
                                             for name, plan in plans.items()})  # fmt: skip
@@ -131,9 +131,9 @@ def gather(course: Course, density: float, plan: BlockPlan) -> None:
 
 def tell_data(course: Course) -> None:
     """How concentrated the attention is that all of this is measured on."""
-    key = {"what": "mass in the best blocks", "shape": course.name, "setting": "of 8 x 8"}
+    key = {"what": "mass in the best blocks", "shape": course.name, "setting": "of 64"}
     with course.bench.attempt(**key):
-        order = tiles_of(course.scene.layout, course.scene.device)
+        order = strips(course.scene.layout, course.scene.device)
         found = {share: held(course.scene.q, course.scene.k, order, share, 8) for share in (0.1, 0.2)}
         course.bench.put(**key, **{f"share_{share:g}": float(mass.mean()) for share, mass in found.items()},
                          least_head=float(found[0.2].min()), most_head=float(found[0.2].max()))  # fmt: skip
@@ -165,17 +165,18 @@ def run(bench: Bench) -> None:
 STAGES = (
     Stage(
         "attention",
-        "Structured random q, k and v (smooth latents, Wan's rotary positions in three axes, noise) in bfloat16, batch "
-        f"1. All rows of a shape and density are medians of {ROUNDS} interleaved rounds (tiles {TILE_ROUNDS}, gather "
-        "1) by device events, after four calls to warm up. best dense: the exact dense attention that is fastest on "
-        "this card at this shape. x_dense: its time over the row's; efficiency: its time x kept share / the row's. "
-        "kept: share of the score matrix that is computed exactly. blocks: query and key blocks of 8 x 8 tokens; "
-        "pairs: query blocks of 8 x 16; both chosen before by pooled means and not timed; int8: products of queries "
-        "and keys in int8. draft, all in: selection and kernel, tail row, in "
-        "one timed call; as its node: with all that Sparse Video Attention does around a call. "
-        f"{FASTER}. sol_attn: comfy-kitchen's, top-k at the same share, tokens in raster order. flex: FlexAttention "
-        "over the same blocks, compiled, without what is dropped; blocks that hold no padding are handed over as full "
-        f"ones. MB above the inputs, the result included. error: relative L2 of {ROWS} rows of every head to fp32.",
+        "Structured random q, k and v (smooth latents, Wan's rotary positions in three axes, noise) in bfloat16, "
+        f"batch 1. All rows of a shape and density are medians of {ROUNDS} interleaved rounds (tiles {TILE_ROUNDS}, "
+        "gather 1) by device events, after four calls to warm up. best dense: the exact dense attention that is "
+        "fastest on this card at this shape. x_dense: its time over the row's; efficiency: its time x kept share / "
+        "the row's. kept: share of the score matrix that is computed exactly. blocks: query and key blocks of 64 "
+        "tokens, near squares of a frame; pairs: query blocks of 128; both chosen before by pooled means and not "
+        "timed; int8: products of queries and keys in int8. draft, all in: selection and kernel, tail row, in one "
+        "timed call; draft double: with query blocks of 128; as its node: with all that Sparse Video Attention does "
+        f"around a call. {FASTER}. sol_attn: comfy-kitchen's, top-k at the same share, tokens in raster order. flex: "
+        "FlexAttention over the same blocks, compiled, without what is dropped; blocks that hold no padding are "
+        f"handed over as full ones. MB above the inputs, the result included. error: relative L2 of {ROWS} rows of "
+        "every head to fp32.",
         240,
         run,
     ),

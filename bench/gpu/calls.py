@@ -10,7 +10,7 @@ from interspatial.kernels.block_attend import block_attend
 from interspatial.kernels.block_plan import BlockPlan
 from interspatial.kernels.tuned_tiles import KNOWN
 from interspatial.models.attention import METHODS, Job, Method
-from interspatial.models.attention.blocks import TILES
+from interspatial.models.attention.blocks import Blocks
 from interspatial.models.attention.calibrate import Calibration
 from interspatial.models.attention.pattern_findings import Findings
 from interspatial.models.attention.patterns import HEADS
@@ -26,6 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from bench.gpu.stage import Bench
 
 STEPS = 20
+STRIPS = Blocks("strip")  # what Sparse Video Attention takes unless it is told otherwise
 CALIBRATED_ROWS = 128  # of the table that Sparse-vDiT goes by here; its node takes 256 over many calls
 
 
@@ -77,7 +78,7 @@ def method_of(name: str, density: float | None, sampling: Sampling, **settings: 
     """The method at a density, or by its own rule (None). Sparse-vDiT gets a table calibrated on these q, k, v."""
     if name == "sparse_vdit":
         findings = Findings(HEADS, bins=1)
-        Calibration(findings, TILES, CALIBRATED_ROWS).attend(sampling.call(0))
+        Calibration(findings, STRIPS, CALIBRATED_ROWS).attend(sampling.call(0))
         settings["pattern"] = findings.table(density or 0.3)
     return METHODS[name](density=density or 0.0, **settings)
 
@@ -101,7 +102,7 @@ class Steady:
 
     def begin(self, job_class: type[Job] = Job) -> Tensor:
         """The first step's call."""
-        return self.method.attend(job_class(self.first, TILES, self.tail, self.density))
+        return self.method.attend(job_class(self.first, STRIPS, self.tail, self.density))
 
     def go_on(self) -> None:
         """To the second step."""
@@ -109,7 +110,7 @@ class Steady:
 
     def attend(self, job_class: type[Job] = Job) -> Tensor:
         """A later step's call, as often as wanted; it keeps the plan that it used."""
-        job = job_class(self.later, TILES, self.tail, self.density)
+        job = job_class(self.later, STRIPS, self.tail, self.density)
         out = self.method.attend(job)
         self.plan = job.used
         return out

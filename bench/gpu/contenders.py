@@ -11,17 +11,18 @@ import torch
 from interspatial.kernels import sol_attend, triton_attend
 from interspatial.kernels.attend_call import AttendCall
 from interspatial.kernels.block_plan import BlockPlan, kept_mask
-from interspatial.kernels.pool_blocks import pool_blocks
 from interspatial.kernels.triton_tiles import Tile
 from interspatial.models.attention import SparseAttention
-from interspatial.models.attention.orders import BlockOrder, tile
-from interspatial.models.attention.select import top_blocks
+from interspatial.models.attention.draft import DOUBLE, SINGLE
+from interspatial.models.attention.orders import BlockOrder, QueryBlocks, strip
+from interspatial.models.attention.pooled import Pooled
+from interspatial.models.attention.select import top_blocks, top_of_rows
 from interspatial.models.layout import TokenLayout
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import pad
 
-from bench.gpu.calls import Sampling, attend_blocks, method_of, steady
+from bench.gpu.calls import STRIPS, Sampling, attend_blocks, method_of, steady
 from bench.gpu.dense import compiled_flex
 
 SOL_BLOCK = 64
@@ -51,19 +52,21 @@ class Contender:
     tile: Tile | None = None
 
 
-def paired_blocks(q: Tensor, k: Tensor, layout: TokenLayout, density: float) -> BlockPlan:
-    """As `top_blocks`, with query blocks of 8 x 16 tokens over key blocks of 8 x 8; no block is kept in any case."""
-    wide, small = tile(layout, (8, 16)).to(q.device), tile(layout, 8).to(q.device)
-    (first, last), (k_first, k_last) = wide.video, small.video
-    query = pool_blocks(q, wide.slots)[0].transpose(1, 2).flatten(0, 1)[:, first:last]
-    key = pool_blocks(k, small.slots)[0].transpose(1, 2).flatten(0, 1)[:, k_first:k_last]
-    keep = max(1, round(density * (k_last - k_first)))
-    sinks = torch.cat([torch.arange(*run, device=q.device) for run in ((0, k_first), (k_last, small.slots.shape[1]))])
-    cols = torch.zeros(len(query), wide.slots.shape[1], len(sinks) + keep, dtype=torch.int32, device=q.device)
-    for head in range(len(query)):
-        best = (query[head] @ key[head].T).topk(keep, dim=-1).indices + k_first
-        cols[head, first:last] = torch.cat((sinks.expand(len(best), -1), best), -1).sort(-1).values.int()
-    return BlockPlan(wide.slots, small.slots, wide.live, small.live, cols, full=wide.other)
+def strips(layout: TokenLayout, device: str) -> BlockOrder:
+    """Blocks of 64 tokens."""
+    return strip(layout).to(device)
+
+
+def plan_of(scene: Scene, density: float) -> BlockPlan:
+    """The best blocks of keys for each of as many blocks of queries."""
+    return top_blocks(scene.q, scene.k, strips(scene.layout, scene.device), density)
+
+
+def paired_plan_of(scene: Scene, density: float) -> BlockPlan:
+    """The same for blocks of queries that are twice as large."""
+    order = strips(scene.layout, scene.device)
+    queries = QueryBlocks.over(strip(scene.layout, 128).to(scene.device), order)
+    return top_of_rows(Pooled.of(scene.q, scene.k, order, queries=queries), order, density, queries=queries)
 
 
 def kernel(scene: Scene, plan: BlockPlan, tail: str | None, choice: Tile | None, **more: object) -> Tensor:
@@ -176,24 +179,18 @@ def sol_contenders(scene: Scene, density: float) -> dict[str, Contender]:
 
 def whole_contenders(scene: Scene, density: float, tail: str | None = "row") -> dict[str, Contender]:
     """Selection and kernel in one call, which is what a user gets: the method alone, and all that its node does."""
-    ready = steady("draft", density, Sampling(*scene.qkv, scene.layout), tail)
-    ready.attend()  # for its plan
+    found = {}
+    for name, query_blocks in (("draft", SINGLE), ("draft double", DOUBLE)):
+        ready = steady("draft", density, Sampling(*scene.qkv, scene.layout), tail, query_blocks=query_blocks)
+        ready.attend()  # for its plan
+        found[f"{name}, all in"] = Contender(ready.attend, ready.plan)
     sampling = Sampling(*scene.qkv, scene.layout)
-    node = SparseAttention(method_of("draft", density, sampling), tail=tail)
-    call = sampling.call(0)
+    chosen = method_of("draft", density, sampling, query_blocks=DOUBLE)
+    node, call = SparseAttention(chosen, blocks=STRIPS, tail=tail), sampling.call(0)
 
     def as_node() -> Tensor:
         if reason := node.why_not(call):
             raise RuntimeError(f"It stands aside: {reason}.")
         return node.attend(call)
 
-    return {"draft, all in": Contender(ready.attend, ready.plan), "draft, as its node": Contender(as_node)}
-
-
-def tiles_of(layout: TokenLayout, device: str) -> BlockOrder:
-    return tile(layout).to(device)
-
-
-def plan_of(scene: Scene, density: float) -> BlockPlan:
-    """Query and key blocks of 8 x 8, the best for each query block."""
-    return top_blocks(scene.q, scene.k, tiles_of(scene.layout, scene.device), density)
+    return {**found, "draft double, as its node": Contender(as_node)}

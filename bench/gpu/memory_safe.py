@@ -14,7 +14,7 @@ from interspatial.models.layout import arrange
 from torch import Tensor
 
 from bench.gpu.calls import attend_blocks
-from bench.gpu.contenders import tiles_of
+from bench.gpu.contenders import strips
 from bench.gpu.stage import Bench, Stage
 from bench.gpu.timing import timed
 
@@ -83,7 +83,7 @@ def run(bench: Bench) -> None:
             continue
         with bench.attempt(**key):
             grid, (q, k, v) = tensors(name, bench)
-            order = tiles_of(arrange([("video", grid)]), bench.device)
+            order = strips(arrange([("video", grid)]), bench.device)
             found = far_end(q, k, v, order, bench.device)
             plan = top_blocks(q, k, order, DENSITY)
             ms, mb = timed(partial(attend_blocks, q, k, v, plan, "row", bench.device), bench.device)

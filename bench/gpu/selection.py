@@ -15,7 +15,7 @@ from interspatial.models.attention.svg2 import FIRST_ROUNDS, KEY_SLOTS, LATER_RO
 
 from bench.gpu.activations import structured
 from bench.gpu.calls import Planned, Sampling, Steady, method_of
-from bench.gpu.contenders import tiles_of
+from bench.gpu.contenders import strips
 from bench.gpu.shapes import shape_of
 from bench.gpu.stage import Bench, Stage
 from bench.gpu.timing import NO_TIME, race, timed
@@ -59,7 +59,7 @@ def of_method(name: str, sampling: Sampling, bench: Bench, key: dict) -> None:
 def parts(sampling: Sampling, bench: Bench, key: dict) -> None:
     """What the parts of planning cost by themselves."""
     q, k, v = sampling.q, sampling.k, sampling.v
-    order = tiles_of(sampling.layout, bench.device)
+    order = strips(sampling.layout, bench.device)
     pooled = Pooled.of(q, k, order)
     centres = first_centroids(k, min(1000, k.shape[1] // 4), 0)
     calls = {

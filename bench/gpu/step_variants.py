@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import torch
 from interspatial.models import host
-from interspatial.models.attention import METHODS, SparseAttention, When
+from interspatial.models.attention import METHODS, Blocks, SparseAttention, When
+from interspatial.models.attention.draft import DOUBLE
 from interspatial.models.cache import CACHES, PACES, StepCache
 from interspatial.models.report import Card
 from torch import Tensor
@@ -63,9 +64,9 @@ def values_only(below: Callable | None) -> Callable:
     return attend
 
 
-def sparse(model, density: float, when: When = ALL):
-    """Sparse Video Attention: draft, tiles, the tail for each query."""
-    chosen = SparseAttention(METHODS["draft"](density=density), when)
+def sparse(model, density: float, when: When = ALL, query_blocks: str = DOUBLE):
+    """Sparse Video Attention: draft, the preset's block order, the tail for each query."""
+    chosen = SparseAttention(METHODS["draft"](density=density, query_blocks=query_blocks), when, Blocks(None))
     return host.attach_attention(model, Card("sparse", "sparse"), chosen)
 
 

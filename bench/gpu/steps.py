@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from statistics import median
 
 import torch
+from interspatial.models.attention.draft import SINGLE
 from interspatial.models.quant.recipe import Choice
 
 from . import step_variants as put
@@ -44,6 +45,7 @@ class Whole:
         for density in dict.fromkeys((self.shape.preset.density, *DENSITIES)):
             if density != MAIN:
                 self.alone(f"sparse {density:g}", lambda density=density: put.sparse(self.base, density), 0.7)
+        self.alone(f"{SPARSE}, single", lambda: put.sparse(self.base, MAIN, query_blocks=SINGLE), 0.7)
         runs(self.rows, "", lambda: self.base)
         self.attention_share()
         self.cached_step("cache", lambda: self.base)
@@ -211,7 +213,7 @@ METHOD = (
     "before and after. dense, {sparse} and aside (both nodes on the model, standing aside) ran in turn, {rounds}; the "
     "others alone. dense has the faster of ComfyUI's own attention and cuDNN's, and everything else is put on that; "
     "speedup is against it, speedup_on_comfyui against ComfyUI as it comes. One block of each kind runs before timing, "
-    "to warm up; cold is the very first of these. Sparse: draft, tiles of 8 x 8 tokens, tail for each query, all "
+    "to warm up; cold is the very first of these. Sparse: draft, strips, query blocks of 128, tail for each query, all "
     "layers. Cache: taylorseer, two full steps and two forecast; seconds are those of interval {interval}. Peak: "
     "tensors of torch's allocator, with the weights of that model alone. run: {steps} steps added up as the nodes' "
     "presets have them (dense steps, dense layers, forecasts); checked: such a sum beside a real run of {checked} "

@@ -13,12 +13,12 @@ from interspatial.kernels.block_attend import block_attend_reference
 from interspatial.kernels.block_plan import check_plan, kept_mask, kept_share
 from interspatial.kernels.tuned_tiles import KNOWN
 from interspatial.models.attention import METHODS
-from interspatial.models.attention.orders import tile
+from interspatial.models.attention.orders import strip, tile
 from interspatial.models.layout import arrange
 
 from bench.gpu import activations, attention, ceilings, compiles, first_call, headlines, memory_safe, selection
 from bench.gpu.calls import Planned, Sampling, Steady, method_of, steady
-from bench.gpu.contenders import Flex, Scene, paired_blocks, plan_of, tile_contenders
+from bench.gpu.contenders import Flex, Scene, paired_plan_of, plan_of, tile_contenders
 from bench.gpu.memory_safe import planned_rows
 from bench.gpu.published import PUBLISHED, Published
 from bench.gpu.shapes import SHAPES
@@ -80,17 +80,18 @@ def test_exact_rows_are_dense_attention(scene: Scene):
 
 
 def test_pairs_meet_the_density_and_serve_every_token(scene: Scene):
-    plan = paired_blocks(scene.q, scene.k, RAGGED, 0.5)
+    plan = paired_plan_of(scene, 0.5)
     check_plan(plan, RAGGED.tokens, RAGGED.tokens)
     assert plan.q_slots.shape[2] > plan.k_slots.shape[2]
-    video = kept_mask(plan)[:, :8, :12]
-    assert (video.sum(-1) == 6).all()
-    assert kept_mask(plan)[:, 8:].all() and kept_mask(plan)[..., 12:].all()
+    rows, columns = plan.full[0][0], strip(RAGGED).video[1]  # the text is behind the video
+    video = kept_mask(plan)[:, :rows, :columns]
+    assert (video.sum((1, 2)) == round(0.5 * rows * columns)).all()
+    assert kept_mask(plan)[:, rows:].all() and kept_mask(plan)[..., columns:].all()
 
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_flex_gets_the_same_blocks(scene: Scene, pairs: bool):
-    plan = paired_blocks(scene.q, scene.k, RAGGED, 0.4) if pairs else plan_of(scene, 0.4)
+    plan = paired_plan_of(scene, 0.4) if pairs else plan_of(scene, 0.4)
     flex = Flex(plan, scene)
     assert torch.equal(flex.mask.to_dense()[0].bool(), kept_mask(plan))
     full, ragged = flex.mask.full_kv_num_blocks[0], flex.mask.kv_num_blocks[0]
@@ -109,9 +110,9 @@ def test_rows_by_plan_are_those_of_the_reference(batch: int):
     plan = plan_of(Scene(layout, q, k, v, "cpu"), 0.3)
     want = block_attend_reference(q, k, v, plan, tail="row")
     for g in (0, 3 * batch - 1):
-        tokens, rows = planned_rows(q, k, v, plan, g, 11)
+        tokens, rows = planned_rows(q, k, v, plan, g, plan.q_slots.shape[1] - 1)
         torch.testing.assert_close(rows, want[g // 3, tokens, g % 3], atol=1e-5, rtol=0)
-    found = memory_safe.far_end(q, k, v, tile(layout), "cpu")
+    found = memory_safe.far_end(q, k, v, strip(layout), "cpu")
     assert found["error"] < 1e-5 and found["pooling_error"] < 1e-5
 
 

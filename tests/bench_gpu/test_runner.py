@@ -158,12 +158,13 @@ def row(what: str, setting: str, shape: str = "wan720", **figures: object) -> di
 
 
 ROWS = (
-    row("draft, all in", "density 0.2", ms=50.0, x_dense=3.4, error=0.02),
-    row("draft, all in", "density 0.1", ms=28.0, x_dense=6.5, error=0.05),
-    row("draft, all in", "density 0.2", shape="wan480", ms=5.0, x_dense=9.0, error=0.5),
+    row("draft double, all in", "density 0.2", ms=50.0, x_dense=3.4, error=0.02),
+    row("draft double, all in", "density 0.1", ms=28.0, x_dense=6.5, error=0.05),
+    row("draft double, all in", "density 0.2", shape="wan480", ms=5.0, x_dense=9.0, error=0.5),
     row("sol_attn", "density 0.2", ms=60.0, error=0.05),
     row("sol_attn", "density 0.1", failed="RuntimeError: no"),
-    row("blocks, tail row", "density 0.2", ms=45.0, efficiency=0.8),
+    row("pairs, tail row", "density 0.2", ms=45.0, efficiency=0.8),
+    row("blocks, tail row", "density 0.2", ms=45.0),
     row("flex 64", "density 0.2", ms=54.0),
     row("run", "sparse 0.3", "hunyuan720", speedup=2.4, preset_density=True),
     row("run", "sparse 0.2", "hunyuan720", speedup=3.4, preset_density=False),

@@ -190,7 +190,8 @@ def test_a_stage_leaves_all_its_rows_once(gpu, tiny, tmp_path, capsys):
     assert len(set(keys)) == len(keys) and not [row for row in bench.rows if "failed" in row]
     assert {setting for what, setting in keys if what == "step"} == {
         "dense, ComfyUI", "dense, flash", "dense", "sparse 0.2", "aside", "sparse 0.2 + cache", "sparse 0.4",
-        "sparse 0.1", "sparse 0.3", "cache", "w8a8", "w8a8 + sparse 0.2", "w8a8 + sparse 0.2 + cache", "w4a8"}
+        "sparse 0.1", "sparse 0.3", "sparse 0.2, single",
+        "cache", "w8a8", "w8a8 + sparse 0.2", "w8a8 + sparse 0.2 + cache", "w4a8"}
     assert {what for what, _ in keys} == {"model", "step", "cold", "overhead", "share", "run", "checked"}
     assert all(row["finite"] for row in bench.rows if row["what"] == "step")
     # bars.py reads these
