@@ -23,6 +23,7 @@ class Job:
     density: share of the video-to-video blocks wanted exact, above 0 and at most 1; None: the method's own rule
     memo: what a method has found out about this call; shared by all jobs of one call, so that plans for several
         densities search once
+    int8: the products of queries and keys may be in int8, see `kernels.block_attend`
     """
 
     call: AttentionCall
@@ -30,6 +31,7 @@ class Job:
     tail: Tail | None = "row"
     density: float | None = None
     memo: dict = field(default_factory=dict)
+    int8: bool = False
     _plan: BlockPlan | Callable[[], BlockPlan] | None = field(default=None, init=False)
 
     @property
@@ -76,7 +78,7 @@ class Job:
         return block_attend(
             call.q, call.k, call.v, plan,
             scale=call.scale, key_bias=self.key_bias, tail=self.tail if tail == "asked" else tail,
-            reshape=reshape, return_lse=return_lse, key_means=self._key_means(plan),
+            reshape=reshape, return_lse=return_lse, key_means=self._key_means(plan), int8=self.int8,
         )  # fmt: skip
 
     def _key_means(self, plan: BlockPlan) -> tuple[Tensor, Tensor] | None:

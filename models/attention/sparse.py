@@ -36,6 +36,7 @@ class SparseAttention:
 
     tail: "row", "block" or None: how dropped blocks stay in the softmax, see `kernels.block_attend`
     target: an error that sets the density, in place of the method's density
+    int8: the products of queries and keys may be in int8, see `kernels.block_attend`
     """
 
     method: Method
@@ -44,6 +45,7 @@ class SparseAttention:
     tail: Tail | None = "row"
     ramp: Ramp = AT_ONCE
     target: ErrorTarget | None = None
+    int8: bool = False
 
     def __post_init__(self) -> None:
         if self.target and not self.method.steerable:
@@ -76,7 +78,8 @@ class SparseAttention:
 
     def job(self, call: AttentionCall, density: float | None, memo: dict | None = None) -> Job:
         """The call as a method takes it, at a density."""
-        return Job(call, self.settled(call).blocks, self.tail, density, {} if memo is None else memo)
+        memo = {} if memo is None else memo
+        return Job(call, self.settled(call).blocks, self.tail, density, memo, self.int8)
 
     def attend(self, call: AttentionCall) -> Tensor:
         """returns: [B, N, H, D]"""

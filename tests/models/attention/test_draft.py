@@ -9,8 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 from interspatial.kernels import kept_rows
+from interspatial.kernels.block_attend import block_attend
 from interspatial.kernels.block_plan import kept_mask
 from interspatial.kernels.pool_blocks import pool_blocks
+from interspatial.models.attention import SparseAttention, When
+from interspatial.models.attention import job as job_module
 from interspatial.models.attention import pooled as selection
 from interspatial.models.attention.draft import QUERY_BLOCKS, RANKINGS, Draft
 from interspatial.models.attention.extents import extents
@@ -204,3 +207,17 @@ def test_a_tail_takes_the_means_that_selection_has_made(tail, monkeypatch):
     monkeypatch.setattr(Job, "_key_means", lambda self, plan: None)
     assert torch.equal(out, Draft().attend(Job(call, TILES, tail, 0.3)))
     assert sum(x is call.k for x in read) == 3
+
+
+def test_int8_products_are_allowed_by_the_setting(monkeypatch):
+    """From the patch through the job to the kernel's call."""
+    asked = []
+
+    def attend(*tensors, int8, **rest):
+        asked.append(int8)
+        return block_attend(*tensors, **rest)
+
+    monkeypatch.setattr(job_module, "block_attend", attend)
+    for int8 in (False, True):
+        SparseAttention(Draft(density=0.3), When(), TILES, int8=int8).attend(call_of(MIXED))
+    assert asked == [False, True]
