@@ -115,20 +115,22 @@ def _arguments(call: AttendCall, given: dict, tail: dict, tile: Tile) -> dict:
     """Those of `ordered_kernel` that no chunk changes, and those of `lay_out_kernel`."""
     SK, SP = given["SK"], given["SP"]
     whole = call.key_bias is None and given["K"] * SP == call.k.shape[1]  # no slot is empty, known without the device
-    spans = [*call.plan.full, (0, 0), (0, 0)]
-    if call.plan.sees_everything:
-        spans = [(0, given["Q"]), (0, 0)]
-    (full_0, past_0), (full_1, past_1) = spans[0], spans[1] if spans[1] != (0, 0) else (spans[0][1],) * 2
     rows = [given["out"].flatten(0, 2)] * 2
     if tail.get("TAIL") == "row":
         rows = [tail[name].flatten(0, 1) for name in ("tail_k", "tail_v")]
     pooled = [_boxes(x, tile.N, given) for x in rows]
+    (full_0, past_0), (full_1, past_1) = _full(call)
     return {
-        **given, **tail, "slot_bias": given["slot_bias"] if SK == SP else _padded(given["slot_bias"], SP - SK),
+        **given, **tail, "slot_bias": pad(given["slot_bias"], (0, SP - SK), value=-torch.inf),
         "BIASED": not whole or call.scale <= 0, "tail_keys": pooled[0], "tail_values": pooled[1],
         "full_0": full_0, "past_0": past_0, "full_1": full_1, "past_1": past_1,
     }  # fmt: skip
 
 
-def _padded(bias: Tensor, slots: int) -> Tensor:
-    return pad(bias, (0, slots), value=-torch.inf)
+def _full(call: AttendCall) -> tuple[tuple[int, int], tuple[int, int]]:
+    """First and past the last of two runs of query blocks that see everything, ascending; they may be empty."""
+    if call.plan.sees_everything:
+        queries = call.plan.q_slots.shape[1]
+        return (0, queries), (queries, queries)
+    runs = [*call.plan.full] or [(0, 0)]
+    return runs[0], runs[1] if len(runs) > 1 else (runs[0][1],) * 2

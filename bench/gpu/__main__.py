@@ -44,6 +44,7 @@ STAGES = (
     ("bench.gpu.overhead", "overhead"),
     ("bench.gpu.steps", "wan480"),
     ("bench.gpu.steps", "minimax_h3"),
+    ("bench.gpu.tuned", "tuned"),
 )
 
 GRACE = 1 / 27  # of the budget, 20 s of 540: for a row that began before the limit, and again to end a stage

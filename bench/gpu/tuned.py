@@ -15,20 +15,25 @@ from pathlib import Path
 
 import torch
 from interspatial.kernels.triton_tiles import TIMED
-from interspatial.kernels.tuned_tiles import TunedTiles, entry
+from interspatial.kernels.tuned_tiles import TunedTiles, entry, word
 from interspatial.models.attention import METHODS, SparseAttention
+from interspatial.models.attention.draft import DOUBLE
 from interspatial.models.quant.format import FORMATS, Coded
 from interspatial.models.warm_up import Layer, Seen, Task, attention, products
 from interspatial.models.warm_up_report import chosen_tiles, tuners
 
+from bench.gpu.calls import STRIPS
 from bench.gpu.shapes import shape_of
 from bench.gpu.stage import Bench, Stage
 
 NEEDS = 40  # seconds for one kind of attention: six tiles to compile, three runs of each
-# What people run most comes first.
+# What people run most comes first; ComfyUI computes Wan in float16 wherever a card can.
+BF16, FP16 = torch.bfloat16, torch.float16
 ATTENTION = (
-    ("wan720", "draft", "row"), ("wan720", "svg2", "row"), ("wan720", "draft", None), ("wan720", "draft", "block"),
-    ("cogvideox15", "draft", "row"), ("cogvideox15", "svg2", "row"),
+    ("wan720", "draft", {"query_blocks": DOUBLE}, "row", FP16), ("wan720", "draft", {}, "row", FP16),
+    ("hunyuan720", "draft", {"query_blocks": DOUBLE}, "row", BF16), ("hunyuan720", "draft", {}, "row", BF16),
+    ("wan720", "svg2", {}, "row", FP16), ("wan720", "draft", {"query_blocks": DOUBLE}, "block", FP16),
+    ("cogvideox15", "draft", {"query_blocks": DOUBLE}, "row", BF16), ("cogvideox15", "draft", {}, "row", BF16),
 )  # fmt: skip
 LAYERS = ((5120, 5120), (13824, 5120), (5120, 13824), (3072, 3072), (12288, 3072), (3072, 12288))  # Wan, HunyuanVideo
 SMALL_LAYERS = ((96, 64),)
@@ -37,11 +42,12 @@ SMALL_LAYERS = ((96, 64),)
 def tasks(bench: Bench) -> Iterator[tuple[str, str, Task]]:
     """Shape, setting and what launches the kernels."""
     device = torch.device(bench.device)
-    for name, method, tail in ATTENTION:
+    for name, method, settings, tail, dtype in ATTENTION:
         shape = shape_of(name, bench)
-        seen = Seen(shape.layout, True, shape.heads, shape.dim, torch.bfloat16)
-        sparse = SparseAttention(METHODS[method](density=0.2), tail=tail)
-        yield name, f"{method}, tail {tail}", attention(method, sparse, seen, device)[0]
+        seen = Seen(shape.layout, True, shape.heads, shape.dim, dtype)
+        sparse = SparseAttention(METHODS[method](density=0.2, **settings), blocks=STRIPS, tail=tail)
+        words = ", ".join((method, *settings.values(), f"tail {tail}", word(dtype)))
+        yield name, words, attention(method, sparse, seen, device)[0]
     for outputs, inputs in SMALL_LAYERS if bench.smoke else LAYERS:
         layer = Layer(partial(_weight, (outputs, inputs), device), False, 8)
         yield f"{outputs} x {inputs}", "int8 layer", products("layer", layer, torch.bfloat16, device)

@@ -101,6 +101,16 @@ def test_it_puts_back_what_was_dropped(residual, case, assert_near):
     assert_near([got], [want + reshape.residual if residual else want])
 
 
+def test_a_plan_that_keeps_everything(case, assert_near):
+    """Which is asked for with a log-sum-exp: other calls of the kind go to torch."""
+    one = case(150, "after", "all")
+    plan = one.plan
+    blocks = plan.q_slots.shape[1]
+    plan = BlockPlan(plan.q_slots, plan.k_slots, plan.q_live, plan.k_live, plan.cols, plan.counts, ((0, blocks),))
+    assert plan.sees_everything
+    assert_near(attend(TWO, *one.qkv, plan, key_bias=one.bias, return_lse=True), one.truth(None, one.bias))
+
+
 def rounded(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     step = (step / 127).clamp(min=1e-30)
     return (x / step).round() * step
