@@ -33,6 +33,7 @@ ROOT = CHILD.parents[2]
 # What is worth most first, after whether the kernels are right at all. `headlines` uses what the steps have measured.
 STAGES = (
     ("bench.gpu.checks", "checks"),
+    ("bench.gpu.checks_others", "checks_others"),
     ("bench.gpu.attention", "attention"),
     ("bench.gpu.ceilings", "ceilings"),
     ("bench.gpu.steps", "wan720"),
