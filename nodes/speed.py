@@ -107,13 +107,17 @@ def settings() -> list:
         io.Int.Input("block_side", default=0, min=0, max=16, optional=True, advanced=True,
                      tooltip="Tokens along a block's side; a run has side x side. 0: blocks of 64 tokens (8, or 4 for "
                      "cubes); 2 to 4 suit tiny models."),
+        io.Boolean.Input("int8_products", default=False, optional=True, advanced=True,
+                         tooltip="Let the kernel multiply queries and keys in 8 bits on NVIDIA 9.x and 10.x; elsewhere "
+                         "nothing changes. Adds thousandths to the relative error of a call, where blocks that are "
+                         "left out add hundredths."),
     ]  # fmt: skip
 
 
 def sparse_attention(
     method, tail="each query", error_target=0.0, max_density=0.6, first_dense_steps=-1, last_dense_steps=0,
     start_percent=0.0, end_percent=1.0, ramp_steps=0, ramp_percent=0.0, dense_layers="auto", min_tokens=8192,
-    block_order="auto", block_side=0,
+    block_order="auto", block_side=0, int8_products=False,
 ) -> SparseAttention:  # fmt: skip
     """The widgets as a SparseAttention."""
     first = None if first_dense_steps < 0 else first_dense_steps
@@ -125,6 +129,7 @@ def sparse_attention(
         TAILS[tail],
         Ramp(ramp_steps, ramp_percent),
         ErrorTarget(error_target, max_density) if error_target else None,
+        int8_products,
     )
 
 
