@@ -66,7 +66,8 @@ WIDE = {  # DP = 256
 }
 TALL = ((64, 8, 2), (64, 8, 3))  # M = 128
 # (blocks of a step, warps, stages, registers) where keys and values are laid out, by M; "wgmma" only. Compiled for 9.0,
-# 16-bit numbers, D 128: none spills inside its loop. With 128 registers two programs of M = 128 share a multiprocessor.
+# 16-bit numbers, D 128: with 128 registers two programs of M = 128 share a multiprocessor, and with tail "row" 4 of its
+# loop's instructions spill; no other tile has any (bench/gpu/results/compiled.json).
 LAID_OUT = {128: ((2, 8, 2, None), (1, 8, 3, None), (1, 8, 2, 128)), 64: ((1, 4, 2, None),)}
 
 
