@@ -2,13 +2,13 @@
 
     python -m bench.gpu.compiled [--json bench/gpu/results/compiled.json]
 
-Each tile of block attention in bfloat16 with head dim 128 and key blocks of 64 tokens, compiled ahead of time by Triton;
-registers and shared memory as the compiler reports them, and the instructions of the machine code of the loop over kept
-blocks, which is the one with the most matrix instructions. `cycles`: a multiprocessor issues four instructions a cycle,
-so a step takes at least instructions x warps / 4 of them; its matrix products take 4 M N D / 4096 at the rate of bf16
-(2 M N D / 4096 and half of that where queries and keys are int8). `bound` is the larger, per 64 keys and 64 queries.
-`flop_a_byte`: floating-point operations for each byte of keys and values that a program reads; at 600 TFLOP/s and 64 of
-them the caches have to bring 9.4 TB/s.
+Each tile of block attention in bfloat16 with head dim 128 and key blocks of 64 tokens, compiled ahead of time by
+Triton; registers and shared memory as the compiler reports them, and the instructions of the machine code of the loop
+over kept blocks, which is the one with the most matrix instructions. `cycles`: a multiprocessor issues four
+instructions a cycle, so a step takes at least instructions x warps / 4 of them; its matrix products take 4 M N D /
+4096 at the rate of bf16 (2 M N D / 4096 and half of that where queries and keys are int8). `bound` is the larger, per
+64 keys and 64 queries. `flop_a_byte`: floating-point operations for each byte of keys and values that a program reads;
+at 600 TFLOP/s and 64 of them the caches have to bring 9.4 TB/s.
 """
 # M query slots of a program   N key slots of a step   D head dim
 
