@@ -34,7 +34,8 @@ def work(plan: BlockPlan, tokens: int) -> float:
 @torch.inference_mode()
 def main() -> None:
     kinds = [*product(("tile", "strip"), QUERY_BLOCKS)]
-    print("| grid, text, head dim | density | " + " | ".join(f"{order}, {blocks}: error, work" for order, blocks in kinds))
+    heads = " | ".join(f"{order}, {blocks}: error, work" for order, blocks in kinds)
+    print(f"| grid, text, head dim | density | {heads} |\n|" + " --- |" * (2 + len(kinds)))
     for seed, (grid, text, dim) in enumerate(CASES):
         layout = arrange([("video", grid), ("text", text)] if text else [("video", grid)])
         q, k, v = structured(layout, HEADS, dim, "cpu", torch.float32, seed)
@@ -45,7 +46,7 @@ def main() -> None:
                 job = Job(Sampling(q, k, v, layout).call(0), Blocks(order), "row", density)
                 out = METHODS["draft"](density=density, query_blocks=query_blocks).attend(job)
                 cells.append(f"{float((out - want).norm() / want.norm()):.4f}, {work(job.used, layout.tokens):.3f}")
-            print(f"| {grid}, {text}, {dim} | {density} | " + " | ".join(cells), flush=True)
+            print(f"| {grid}, {text}, {dim} | {density} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
