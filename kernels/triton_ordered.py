@@ -20,7 +20,7 @@ from .triton_tiles import Tile
 
 # Copies of 12 heads of Wan at 720p: a launch then has thousands of programs, so its last wave is a few percent of it.
 CHUNK_BYTES = 512 << 20
-SIDES = (64, 128)  # slots of a key block, padded: the boxes that the copy engine brings
+SIDES = (32, 64, 128)  # slots of a key block, padded: the boxes that the copy engine brings
 
 
 def why_not(call: AttendCall, DP: int, SP: int) -> str | None:
@@ -31,7 +31,7 @@ def why_not(call: AttendCall, DP: int, SP: int) -> str | None:
     if call.q.element_size() != 2 or DP > 128:
         return "it takes 16-bit numbers and head dims up to 128"
     if SP not in SIDES:
-        return "key blocks of fewer than 33 or more than 128 tokens leave the copy engine idle"
+        return "it takes key blocks of 17 to 128 tokens"
     if len(call.plan.full) > 2:
         return "more than two runs of query blocks see everything"
     return None

@@ -68,7 +68,8 @@ TALL = ((64, 8, 2), (64, 8, 3))  # M = 128
 # (blocks of a step, warps, stages, registers) where keys and values are laid out, by M; "wgmma" only. Compiled for 9.0,
 # 16-bit numbers, D 128: with 128 registers two programs of M = 128 share a multiprocessor, and with tail "row" 4 of its
 # loop's instructions spill; no other tile has any (bench/gpu/results/compiled.json).
-LAID_OUT = {128: ((2, 8, 2, None), (1, 8, 3, None), (1, 8, 2, 128)), 64: ((1, 4, 2, None),)}
+# Fewer than 64 keys a step keep the matrix units waiting; more than M take the room of a second program.
+LAID_OUT = {128: ((2, 8, 2, None), (1, 8, 3, None), (1, 8, 2, 128)), 64: ((1, 4, 2, None), (2, 4, 2, None))}
 
 
 def device_of(device: torch.device) -> Device:
@@ -109,7 +110,7 @@ def laid_out(item: int, DP: int, slots: int, key_slots: int, device: Device) -> 
         return []
     M = min(slots, 128)
     made = [Tile(M, boxes * key_slots, warps, stages, boxes=boxes, registers=registers)
-            for boxes, warps, stages, registers in LAID_OUT.get(M, ()) if boxes * key_slots <= 128]  # fmt: skip
+            for boxes, warps, stages, registers in LAID_OUT.get(M, ()) if 64 <= boxes * key_slots <= M]  # fmt: skip
     return [tile for tile in made if tile.shared(item, DP, device) <= device.shared]
 
 

@@ -70,6 +70,13 @@ def test_head_dims_in_half_precision(dim, dtype, case, assert_near):
     assert_near(got, one.truth("row", one.bias), {torch.bfloat16: 1.5e-2, torch.float16: 2e-3}[dtype])
 
 
+def test_key_blocks_of_32(case, assert_near):
+    """As the clusters of svg2 are; two of them a step."""
+    one = case(150, "after", size=32)
+    got = attend(Tile(64, 64, 4, 2, boxes=2), *one.qkv, one.plan, key_bias=one.bias, tail="row", return_lse=True)
+    assert_near(got, one.truth("row", one.bias))
+
+
 def test_heads_in_chunks_and_geometry_of_their_own(case, slot_table, assert_near, monkeypatch):
     """One head in each chunk, each with tables of its own; a full block at either end and one between."""
     monkeypatch.setattr(triton_ordered, "CHUNK_BYTES", 1)

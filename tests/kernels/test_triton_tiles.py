@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from interspatial.kernels.triton_tiles import Device, Tile, Tuner, device_of, tiles
+from interspatial.kernels.triton_tiles import Device, Tile, Tuner, device_of, laid_out, tiles
 
 DEVICES = [Device("mma", 101376), Device("mma", 166912), Device("wgmma", 232448), Device("amd", 65536)]
 FAST, SLOW, BROKEN = Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(64, 64, 8, 3)
@@ -76,3 +76,14 @@ def test_tiles_that_fail_are_passed_over():
     with pytest.raises(torch.OutOfMemoryError):  # the host's to handle, and no verdict on a tile
         tuner.choose("c", [SLOW, FAST], launch)
     assert tuner.choose("b", [FAST], launch) == FAST
+
+
+@pytest.mark.parametrize("key_slots", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("slots", [16, 64, 128, 256])
+def test_laid_out_tiles_have_steps_of_64_keys_to_as_many_as_queries(slots, key_slots):
+    hopper = Device("wgmma", 232448)
+    for tile in laid_out(2, 128, slots, key_slots, hopper):
+        assert 64 <= tile.N == tile.boxes * key_slots <= tile.M <= slots
+        assert tile.shared(2, 128, hopper) <= hopper.shared
+    assert bool(laid_out(2, 128, slots, key_slots, hopper)) == (slots >= 64 and 32 <= key_slots <= min(slots, 128))
+    assert not laid_out(2, 128, slots, key_slots, Device("mma", 232448))
