@@ -1,4 +1,5 @@
-"""Block attention in Triton: an online softmax that reads keys and values where they lie; CUDA and ROCm.
+"""Block attention in Triton: an online softmax that reads keys and values where they lie, or laid out in block order
+first (`triton_ordered`), whichever the tuner finds faster; CUDA and ROCm.
 
 Extra memory, in bytes, beside the inputs and the results, with G = B H and I the size of a number of q:
 16 X K S for the key slots' bias and its making, X = 1, B or G; with a tail 2 I G K D for the block means, L Q K / 8 for
