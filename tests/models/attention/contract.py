@@ -61,20 +61,21 @@ def truth(call: AttentionCall) -> torch.Tensor:
 
 def video_part(plan: BlockPlan, job: Job) -> torch.Tensor:
     """Video blocks of keys that video blocks of queries keep: bool [1 or B * H, R, V]."""
-    return kept_mask(plan)[:, asking(plan), slice(*job.order.video)]
+    return kept_mask(plan)[:, asking(plan, job), slice(*job.order.video)]
 
 
-def asking(plan: BlockPlan) -> slice:
-    """Query blocks that do not see everything: those of the video."""
-    edges = [0, *(edge for span in plan.full for edge in span), plan.q_slots.shape[1]]
-    first, last = max(zip(edges[::2], edges[1::2], strict=True), key=lambda span: span[1] - span[0])
-    return slice(first, last)
+def asking(plan: BlockPlan, job: Job) -> slice:
+    """Query blocks of the video, by the first token of each."""
+    token, video = plan.q_slots[0, :, 0], job.call.layout.video
+    rows = ((token >= video.start) & (token < video.stop)).nonzero()[:, 0]
+    return slice(int(rows[0]), int(rows[-1]) + 1)
 
 
 def own_blocks(plan: BlockPlan, job: Job) -> torch.Tensor:
     """Which video blocks of keys hold a token of each video block of queries: bool [R, V], from lists of tokens."""
     keys = [{*block} - {-1} for block in job.order.slots[0, slice(*job.order.video)].tolist()]
-    return torch.tensor([[bool({*block} & key) for key in keys] for block in plan.q_slots[0, asking(plan)].tolist()])
+    queries = plan.q_slots[0, asking(plan, job)].tolist()
+    return torch.tensor([[bool({*block} & key) for key in keys] for block in queries])
 
 
 def check_everything_kept_is_dense(method: Method) -> None:
@@ -94,7 +95,7 @@ def check_density(method: Method, density: float) -> None:
         plan = method.plan(job)
         check_plan(plan, MIXED.tokens, MIXED.tokens)
         (first, last), keep = job.order.video, kept_mask(plan)
-        rows = asking(plan)
+        rows = asking(plan, job)
         for other in (slice(0, first), slice(last, None)):
             assert keep[:, :, other].all()
         for other in (slice(0, rows.start), slice(rows.stop, None)):
