@@ -25,11 +25,11 @@ from . import triton_ordered
 from .attend_call import AttendCall
 from .block_plan import BlockPlan
 from .pool_blocks import pool_blocks, slot_bias
+from .triton_arguments import UNIT, padded, strided
 from .triton_tiles import Tile, Tuner, device_of, laid_out, tiles
 
 NAME = "triton"
 
-UNIT = 8  # the kernels count strides in it
 LOG2E = 1.4426950408889634
 LIMIT = 1e38  # finite logits stay finite in units of log 2
 MAX_DIM = 256
@@ -85,7 +85,8 @@ def _kernels() -> tuple[ModuleType | None, str]:
 
 
 def _launch(kernels: ModuleType, call: AttendCall, out: Tensor, lse: Tensor | None, tile: Tile | None) -> None:
-    given = {"out": out, **_tensors(call), **_tables(call), **_compile_time(call)}
+    given = {"out": out, "scale": call.scale * LOG2E, **strided(q=call.q, k=call.k, v=call.v)}
+    given |= _tables(call) | _compile_time(call)
     given |= {"lse": given["slot_bias"] if lse is None else lse, "LSE": lse is not None}
     given |= _reshape(call, given) | _without_tail(given)
     tail = _tail(kernels, call, given, _gathering(kernels, call, given["DP"], 64)[0])
@@ -98,7 +99,7 @@ def _launch(kernels: ModuleType, call: AttendCall, out: Tensor, lse: Tensor | No
             _gather(kernels, call, given | ({} if run[2] else tail), tile, run)
 
     if tile is None:
-        slots, int8 = (_padded(call.plan.q_slots.shape[2]), given["SP"]), ("int8",) if call.int8 else ()
+        slots, int8 = (padded(call.plan.q_slots.shape[2]), given["SP"]), ("int8",) if call.int8 else ()
         key = call.q.device, call.q.dtype, call.q.shape[-1], call.tail, *slots, *int8
         tile = TUNER.choose(key, _offered(kernels, call), launch)
     launch(tile)
@@ -123,7 +124,7 @@ def offered(call: AttendCall) -> list[Tile]:
 
 
 def _offered(kernels: ModuleType, call: AttendCall) -> list[Tile]:
-    slots, DP, SP = (_padded(n) for n in (call.plan.q_slots.shape[2], call.q.shape[-1], call.plan.k_slots.shape[2]))
+    slots, DP, SP = (padded(n) for n in (call.plan.q_slots.shape[2], call.q.shape[-1], call.plan.k_slots.shape[2]))
     found = _gathering(kernels, call, DP, slots)
     if not kernels.INTERPRETED and triton_ordered.why_not(call, DP, SP) is None:
         found = laid_out(call.q.element_size(), DP, slots, SP, device_of(call.q.device)) + found
@@ -135,18 +136,6 @@ def _gathering(kernels: ModuleType, call: AttendCall, DP: int, slots: int) -> li
     if kernels.INTERPRETED:
         return [Tile(min(64, slots), 64, 4, 1)]
     return tiles(call.q.element_size(), DP, slots, device_of(call.q.device))
-
-
-def _tensors(call: AttendCall) -> dict[str, Tensor | int | float]:
-    """q, k and v, copied where a stride cannot be counted in units, and their strides."""
-    given: dict[str, Tensor | int | float] = {"scale": call.scale * LOG2E}
-    for name in "qkv":
-        x = getattr(call, name)
-        if x.stride(-1) != 1 or any(stride % UNIT for stride in x.stride()[:-1]):
-            x = x.contiguous()
-        given[name] = x
-        given |= {f"{name}_{axis}": stride // UNIT for axis, stride in zip("bnh", x.stride()[:-1], strict=True)}
-    return given
 
 
 def _tables(call: AttendCall) -> dict[str, Tensor | int]:
@@ -166,12 +155,7 @@ def _tables(call: AttendCall) -> dict[str, Tensor | int]:
 
 def _compile_time(call: AttendCall) -> dict[str, int]:
     dim, slots = call.q.shape[-1], call.plan.k_slots.shape[2]
-    return {"D": dim, "DP": _padded(dim), "SP": _padded(slots)}
-
-
-def _padded(size: int) -> int:
-    """The next power of two, and no less than a matrix unit takes."""
-    return max(16, 1 << (size - 1).bit_length())
+    return {"D": dim, "DP": padded(dim), "SP": padded(slots)}
 
 
 def _log2(logits: Tensor) -> Tensor:

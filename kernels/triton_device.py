@@ -1,4 +1,4 @@
-"""Whether the Triton kernels of quantised weights can run on a device."""
+"""Whether Triton kernels can run on a device."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from . import triton_attend
 from .mass_call import MassCall
 from .pool_blocks import slot_bias
-from .triton_attend import LOG2E, UNIT
+from .triton_arguments import padded, strided
+from .triton_attend import LOG2E
 
 NAME = "triton"
 
@@ -56,7 +57,7 @@ def _tile(call: MassCall, rows: int) -> dict[str, int]:
     Triton 3.6 takes 97 KB of shared memory at most, on compute capability 9.0 with head dim 256; 65 KB on 8.x and 12.x
     and 33 KB on gfx942. Registers spill nowhere.
     """
-    rows, dim = _padded(rows), _padded(call.q.shape[-1])
+    rows, dim = padded(rows), padded(call.q.shape[-1])
     if call.q.dtype == torch.float32:  # no matrix units: for being right rather than for speed
         return {"M": min(rows, 32), "N": 16 if dim > 128 else 32, "num_warps": 4, "num_stages": 2}
     rows = min(rows, 128 if dim <= 128 else 64)
@@ -66,21 +67,11 @@ def _tile(call: MassCall, rows: int) -> dict[str, int]:
 def _arguments(call: MassCall, rows: Tensor) -> dict[str, Tensor | int | float]:
     plan, heads = call.plan, call.q.shape[0] * call.q.shape[2]
     bias = slot_bias(plan.k_slots, call.key_bias, call.q.shape[2]).mul_(LOG2E)
-    given = {
-        "lse": call.lse.contiguous(), "rows": rows.contiguous(), "k_slots": plan.k_slots.contiguous(),
+    return {
+        **strided(q=call.q, k=call.k), "lse": call.lse.contiguous(), "rows": rows.contiguous(),
+        "k_slots": plan.k_slots.contiguous(),
         "slot_bias": bias, "scale": call.scale * LOG2E, "heads": call.q.shape[2], "q_tokens": call.q.shape[1],
         "Q": rows.shape[1], "K": plan.k_slots.shape[1], "R": rows.shape[2], "SK": plan.k_slots.shape[2],
         "rows_geo": int(len(rows) > 1), "k_geo": int(len(plan.k_slots) > 1), "bias_share": heads // len(bias),
-        "D": call.q.shape[-1], "DP": _padded(call.q.shape[-1]), "SP": _padded(plan.k_slots.shape[2]),
+        "D": call.q.shape[-1], "DP": padded(call.q.shape[-1]), "SP": padded(plan.k_slots.shape[2]),
     }  # fmt: skip
-    for name, x in (("q", call.q), ("k", call.k)):
-        if x.stride(-1) != 1 or any(stride % UNIT for stride in x.stride()[:-1]):
-            x = x.contiguous()
-        given[name] = x
-        given |= {f"{name}_{axis}": stride // UNIT for axis, stride in zip("bnh", x.stride()[:-1], strict=True)}
-    return given
-
-
-def _padded(size: int) -> int:
-    """The next power of two, and no less than a matrix unit takes."""
-    return max(16, 1 << (size - 1).bit_length())

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import triton_device
+from .triton_arguments import UNIT, padded, strided
 from .triton_tiles import Tuner, device_of
 
 if TYPE_CHECKING:
     from .nearest import NearestCall
 
 NAME = "triton"
-UNIT = 8  # numbers of 16 bits in the widest load
 WIDEST = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TUNER = Tuner("nearest")
@@ -74,11 +74,8 @@ def label(call: NearestCall) -> Tensor:
     labels = torch.empty(batch * heads, tokens, dtype=torch.int32, device=device)
     if not labels.numel():
         return labels
-    if x.stride(3) != 1 or any(stride % UNIT for stride in x.stride()[:3]):
-        x = x.contiguous()
     offered = tiles(x)
-    given = {"x": x, "labels": labels, "tokens": tokens, "heads": heads, "D": dim, "DP": _padded(dim)}
-    given |= {f"x_{axis}": stride // UNIT for axis, stride in zip("bnh", x.stride()[:3], strict=True)}
+    given = {**strided(x=x), "labels": labels, "tokens": tokens, "heads": heads, "D": dim, "DP": padded(dim)}
     given |= _prepared(call.centroids, x.dtype, offered[0].N)
     key = device, x.dtype, dim
     with torch.cuda.device(device) if x.is_cuda else nullcontext():
@@ -114,11 +111,6 @@ def _launch(given: dict, tile: Tile) -> None:
     _kernels().nearest_kernel[(programs,)](
         **given, M=tile.M, N=tile.N, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-
-
-def _padded(size: int) -> int:
-    """The next power of two, and no less than a matrix unit takes."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 @cache

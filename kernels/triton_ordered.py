@@ -113,7 +113,9 @@ def _boxes(rows: Tensor, height: int, given: dict) -> object:
 
 def _arguments(call: AttendCall, given: dict, tail: dict, tile: Tile) -> dict:
     """Those of `ordered_kernel` that no chunk changes, and those of `lay_out_kernel`."""
-    SK, SP = given["SK"], given["SP"]
+    SP, bias = given["SP"], given["slot_bias"]
+    if given["SK"] < SP:
+        bias = pad(bias, (0, SP - given["SK"]), value=-torch.inf)
     whole = call.key_bias is None and given["K"] * SP == call.k.shape[1]  # no slot is empty, known without the device
     rows = [given["out"].flatten(0, 2)] * 2
     if tail.get("TAIL") == "row":
@@ -121,7 +123,7 @@ def _arguments(call: AttendCall, given: dict, tail: dict, tile: Tile) -> dict:
     pooled = [_boxes(x, tile.N, given) for x in rows]
     (full_0, past_0), (full_1, past_1) = _full(call)
     return {
-        **given, **tail, "slot_bias": pad(given["slot_bias"], (0, SP - SK), value=-torch.inf),
+        **given, **tail, "slot_bias": bias,
         "BIASED": not whole or call.scale <= 0, "tail_keys": pooled[0], "tail_values": pooled[1],
         "full_0": full_0, "past_0": past_0, "full_1": full_1, "past_1": past_1,
     }  # fmt: skip

@@ -179,6 +179,7 @@ def ordered_kernel(
     INT8: keys, middle and steps are those of `lay_out_int8_kernel`, and queries are rounded to int8 by row
     full_0 .. past_0, full_1 .. past_1: query blocks that see everything and have no tail, ascending, may be empty
     """
+    SCALED: tl.constexpr = BIASED or INT8
     parts = tl.cdiv(SQ, M)
     L = tl.num_programs(0) // (Q * parts)
     local, i, part, full = _place(tl.program_id(0), parts, L, Q, full_0, past_0, full_1, past_1)
@@ -200,13 +201,8 @@ def ordered_kernel(
     if TAIL == "row":
         for start in range(0, tl.where(full, 0, K), N):
             bias = _unkept_of_row(words + (g * words_geo * Q + i) * W, tail_mass + g * K, start, K, W, N)
-            score = tl.dot(query, tl.trans(tail_keys.load([(g * K).to(tl.int32) + start, 0])), input_precision="ieee")
-            score = score * scale + bias[None, :]
-            higher = tl.maximum(top, tl.max(score, 1))
-            shrink, weight = tl.exp2(top - higher), tl.exp2(score - higher[:, None])
-            value = tail_values.load([(g * K).to(tl.int32) + start, 0])
-            acc = tl.dot(weight.to(value.dtype), value, acc * shrink[:, None], input_precision="ieee")
-            top, total = higher, total * shrink + tl.sum(weight, 1)
+            row = (g * K).to(tl.int32) + start
+            top, total, acc = _step(query, tail_keys, tail_values, row, bias, scale, top, total, acc, True, True)
 
     kept = tl.where(full, K, tl.minimum(tl.load(counts + g * counts_geo + i * counts_step), C))
     base, s = local * K, tl.arange(0, SP)
@@ -229,16 +225,16 @@ def ordered_kernel(
         bias, unit = _block_bias(slot_bias, steps + base, block, s, grain, SP, BIASED, INT8)
         if U == 1:
             top, total, acc = _step(
-                query, keys, values, (base + block) * SP, bias, unit, top, total, acc, BIASED, BIASED or INT8
+                query, keys, values, (base + block) * SP, bias, unit, top, total, acc, BIASED, SCALED
             )
         else:
-            one = _scores(query, keys, (base + block) * SP, bias, unit, BIASED, BIASED or INT8)
+            one = _scores(query, keys, (base + block) * SP, bias, unit, BIASED, SCALED)
             more, step = _block_bias(slot_bias, steps + base, other, s, grain, SP, BIASED, INT8)
-            two = _scores(query, keys, (base + other) * SP, more, step, BIASED, BIASED or INT8)
-            higher = tl.maximum(_highest(one, scale, BIASED or INT8), _highest(two, scale, BIASED or INT8))
+            two = _scores(query, keys, (base + other) * SP, more, step, BIASED, SCALED)
+            higher = tl.maximum(_highest(one, scale, SCALED), _highest(two, scale, SCALED))
             higher = tl.maximum(top, higher)
             shrink = tl.exp2(top - higher)
-            one, two = _weights(one, higher, scale, BIASED or INT8), _weights(two, higher, scale, BIASED or INT8)
+            one, two = _weights(one, higher, scale, SCALED), _weights(two, higher, scale, SCALED)
             top, total = higher, total * shrink + tl.sum(one, 1) + tl.sum(two, 1)
             value = values.load([(base + block) * SP, 0])
             acc = tl.dot(one.to(value.dtype), value, acc * shrink[:, None], input_precision="ieee")
@@ -251,7 +247,7 @@ def ordered_kernel(
     if kept % U == 1:
         bias, unit = _block_bias(slot_bias, steps + base, block, s, grain, SP, BIASED, INT8)
         top, total, acc = _step(
-            query, keys, values, (base + block) * SP, bias, unit, top, total, acc, BIASED, BIASED or INT8
+            query, keys, values, (base + block) * SP, bias, unit, top, total, acc, BIASED, SCALED
         )
 
     row, divisor = (b * q_tokens + tokens) * heads + h, tl.where(total > 0, total, 1.0)

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from . import triton_device
+from .triton_arguments import UNIT, padded, strided
 
 if TYPE_CHECKING:
     from .pool_blocks import PoolCall
 
 NAME = "triton"
-UNIT, MAX_DIM = 8, 256  # numbers that strides are counted in; of a token that one program holds
+MAX_DIM = 256  # numbers of a token that one program holds
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Numbers of a step, 64 for each thread; with squares half of it. On compute capability 9.0 that takes 48 registers at
 # head dim 128, and nothing spills.
@@ -61,21 +62,14 @@ def _kernels() -> ModuleType:
 
 
 def _arguments(call: PoolCall) -> dict:
-    x = call.x
-    if x.stride(-1) != 1 or any(stride % UNIT for stride in x.stride()[:-1]):
-        x = x.contiguous()
-    dim, size = _padded(x.shape[-1]), _padded(call.slots.shape[2])
+    given, x = strided(x=call.x), call.x
+    dim, size = padded(x.shape[-1]), padded(call.slots.shape[2])
     slots = min(size, 64, TILE // dim // (1 + call.squares))
     biased = call.key_bias is not None
     return {
-        "x": x, "slots": call.slots.contiguous(), "key_bias": call.key_bias.float().contiguous() if biased else x,
+        **given, "slots": call.slots.contiguous(),
+        "key_bias": call.key_bias.float().contiguous() if biased else given["x"],
         "heads": x.shape[2], "tokens": x.shape[1], "K": call.slots.shape[1], "S": call.slots.shape[2],
-        **{f"x_{axis}": stride // UNIT for axis, stride in zip("bnh", x.stride()[:-1], strict=True)},
         "geo": int(len(call.slots) > 1), "D": x.shape[-1], "DP": dim, "M": slots,
         "BIAS": biased, "SQUARES": call.squares, "num_warps": 4,
     }  # fmt: skip
-
-
-def _padded(size: int) -> int:
-    """The next power of two, 16 at least."""
-    return max(16, 1 << (size - 1).bit_length())

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from . import triton_device
+from .triton_arguments import UNIT, padded, strided
 
 if TYPE_CHECKING:
     from .pooling_error import ErrorCall
 
 NAME = "triton"
-UNIT = 8  # numbers of 16 bits in the widest load
 LOG2E = 1.4426950408889634
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WIDEST, MOST_SLOTS = 256, 64
@@ -60,18 +60,13 @@ def errors(call: ErrorCall) -> Tensor:
 
 def _arguments(call: ErrorCall) -> dict[str, Tensor | int]:
     keys, dim = call.keys, call.query.shape[2]
-    given = {
-        "query": call.query.contiguous(), "slots": keys.slots.contiguous(), "value": keys.value.contiguous(),
-        "weight": keys.weight.contiguous(), "first": call.first, "queries": call.query.shape[1],
+    return {
+        **strided(k=keys.k, v=keys.v), "query": call.query.contiguous(), "slots": keys.slots.contiguous(),
+        "value": keys.value.contiguous(), "weight": keys.weight.contiguous(),
+        "first": call.first, "queries": call.query.shape[1],
         "blocks": keys.slots.shape[1], "heads": keys.k.shape[2], "share": len(keys.slots) // len(keys.weight),
-        "span": SPAN, "S": keys.slots.shape[2], "D": dim, "DP": _padded(dim), "SP": _padded(keys.slots.shape[2]),
+        "span": SPAN, "S": keys.slots.shape[2], "D": dim, "DP": padded(dim), "SP": padded(keys.slots.shape[2]),
     }  # fmt: skip
-    for name, x in (("k", keys.k), ("v", keys.v)):
-        if x.stride(3) != 1 or any(stride % UNIT for stride in x.stride()[:3]):
-            x = x.contiguous()
-        given[name] = x
-        given |= {f"{name}_{axis}": stride // UNIT for axis, stride in zip("bnh", x.stride()[:3], strict=True)}
-    return given
 
 
 def _tile(call: ErrorCall) -> dict[str, int | bool]:
@@ -85,11 +80,6 @@ def _tile(call: ErrorCall) -> dict[str, int | bool]:
     if call.keys.k.dtype == torch.bfloat16 and call.query.device.type != "cpu":
         return {"M": 32 if wide else 64, "SPLIT": True, "num_warps": 4, "num_stages": 2}
     return {"M": 16 if wide else 32, "SPLIT": False, "num_warps": 4, "num_stages": 1}
-
-
-def _padded(size: int) -> int:
-    """The next power of two, and no less than a matrix unit takes."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 @cache

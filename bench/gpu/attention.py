@@ -10,6 +10,7 @@ import torch
 from interspatial.kernels.block_attend import block_attend
 from interspatial.kernels.block_plan import BlockPlan, kept_share
 from interspatial.kernels.triton_tiles import Tile
+from interspatial.models.attention.draft import DOUBLE
 from torch import Tensor
 
 from bench.gpu.activations import exact, held, sampled_rows, structured
@@ -19,7 +20,6 @@ from bench.gpu.contenders import (
     Scene,
     block_contenders,
     flex_contenders,
-    paired_plan_of,
     plan_of,
     sol_contenders,
     strips,
@@ -99,7 +99,7 @@ def fastest(ran: dict[str, Ran], contenders: dict[str, Contender], name: str) ->
 def at_density(course: Course, density: float, tiles: dict[str, Tile | None]) -> None:
     """One table of the results. tiles: the fastest of earlier densities, by plan, filled at the first"""
     scene, bench = course.scene, course.bench
-    plans = {"blocks": plan_of(scene, density), "pairs": paired_plan_of(scene, density)}
+    plans = {"blocks": plan_of(scene, density), "pairs": plan_of(scene, density, DOUBLE)}
     if not tiles:
         choices = course.gathered(density, {f"{name}, tiles": partial(tile_contenders, scene, plan, name)
                                             for name, plan in plans.items()})  # fmt: skip

@@ -12,11 +12,9 @@ from interspatial.kernels import sol_attend, triton_attend
 from interspatial.kernels.attend_call import AttendCall
 from interspatial.kernels.block_plan import BlockPlan, kept_mask
 from interspatial.kernels.triton_tiles import Tile
-from interspatial.models.attention import SparseAttention
+from interspatial.models.attention import METHODS, Job, SparseAttention
 from interspatial.models.attention.draft import DOUBLE, SINGLE
-from interspatial.models.attention.orders import BlockOrder, QueryBlocks, strip
-from interspatial.models.attention.pooled import Pooled
-from interspatial.models.attention.select import top_blocks, top_of_rows
+from interspatial.models.attention.orders import BlockOrder, strip
 from interspatial.models.layout import TokenLayout
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
@@ -57,16 +55,10 @@ def strips(layout: TokenLayout, device: str) -> BlockOrder:
     return strip(layout).to(device)
 
 
-def plan_of(scene: Scene, density: float) -> BlockPlan:
-    """The best blocks of keys for each of as many blocks of queries."""
-    return top_blocks(scene.q, scene.k, strips(scene.layout, scene.device), density)
-
-
-def paired_plan_of(scene: Scene, density: float) -> BlockPlan:
-    """The same for blocks of queries that are twice as large."""
-    order = strips(scene.layout, scene.device)
-    queries = QueryBlocks.over(strip(scene.layout, 128).to(scene.device), order)
-    return top_of_rows(Pooled.of(scene.q, scene.k, order, queries=queries), order, density, queries=queries)
+def plan_of(scene: Scene, density: float, query_blocks: str = SINGLE) -> BlockPlan:
+    """What draft chooses: the best blocks of keys for each block of queries, of 64 or (DOUBLE) of 128 tokens."""
+    call = Sampling(*scene.qkv, scene.layout).call(0)
+    return METHODS["draft"](density=density, query_blocks=query_blocks).plan(Job(call, STRIPS, "row", density))
 
 
 def kernel(scene: Scene, plan: BlockPlan, tail: str | None, choice: Tile | None, **more: object) -> Tensor:

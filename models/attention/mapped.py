@@ -39,12 +39,13 @@ def mapped_plan(
     device, step = order.slots.device, max(1, map_bytes // (9 * rows * blocks))
     cols = torch.zeros(heads, rows, blocks, dtype=torch.int32, device=device)
     counts = torch.zeros(heads, rows, dtype=torch.int32, device=device)
-    own = torch.zeros_like(queries.own) if queries else torch.eye(last - first, dtype=torch.bool, device=device)
+    own = None if queries else torch.eye(last - first, dtype=torch.bool, device=device)
     into = slice(*asking.video)
     for start in range(0, heads, step):
         chunk = slice(start, min(start + step, heads))
-        keep = torch.ones(chunk.stop - start, len(own), blocks, dtype=torch.bool, device=device)
-        keep[..., first:last] = keep_of(chunk) | own
+        kept = keep_of(chunk)
+        keep = torch.ones(*kept.shape[:2], blocks, dtype=torch.bool, device=device)
+        keep[..., first:last] = kept if queries else kept | own
         cols[chunk, into], counts[chunk, into] = list_map(keep)
     if device.type == "cpu":
         cols = cols[..., : int(counts.max())]

@@ -13,12 +13,13 @@ from interspatial.kernels.block_attend import block_attend_reference
 from interspatial.kernels.block_plan import check_plan, kept_mask, kept_share
 from interspatial.kernels.tuned_tiles import KNOWN
 from interspatial.models.attention import METHODS
+from interspatial.models.attention.draft import DOUBLE, SINGLE
 from interspatial.models.attention.orders import strip, tile
 from interspatial.models.layout import arrange
 
 from bench.gpu import activations, attention, ceilings, compiles, first_call, headlines, memory_safe, selection
 from bench.gpu.calls import Planned, Sampling, Steady, method_of, steady
-from bench.gpu.contenders import Flex, Scene, paired_plan_of, plan_of, tile_contenders
+from bench.gpu.contenders import Flex, Scene, plan_of, tile_contenders
 from bench.gpu.memory_safe import planned_rows
 from bench.gpu.published import PUBLISHED, Published
 from bench.gpu.shapes import SHAPES
@@ -80,7 +81,7 @@ def test_exact_rows_are_dense_attention(scene: Scene):
 
 
 def test_pairs_meet_the_density_and_serve_every_token(scene: Scene):
-    plan = paired_plan_of(scene, 0.5)
+    plan = plan_of(scene, 0.5, DOUBLE)
     check_plan(plan, RAGGED.tokens, RAGGED.tokens)
     assert plan.q_slots.shape[2] > plan.k_slots.shape[2]
     rows, columns = plan.full[0][0], strip(RAGGED).video[1]  # the text is behind the video
@@ -91,7 +92,7 @@ def test_pairs_meet_the_density_and_serve_every_token(scene: Scene):
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_flex_gets_the_same_blocks(scene: Scene, pairs: bool):
-    plan = paired_plan_of(scene, 0.4) if pairs else plan_of(scene, 0.4)
+    plan = plan_of(scene, 0.4, DOUBLE if pairs else SINGLE)
     flex = Flex(plan, scene)
     assert torch.equal(flex.mask.to_dense()[0].bool(), kept_mask(plan))
     full, ragged = flex.mask.full_kv_num_blocks[0], flex.mask.kv_num_blocks[0]

@@ -179,6 +179,16 @@ class Launch:
         return triton.compile(source, target=target, options=options.__dict__)
 
 
+class Recorder:
+    """Stands in the place of a kernel: what it would have launched goes into `seen`."""
+
+    def __init__(self, kernel: object, seen: list[Launch]) -> None:
+        self.kernel, self.seen, self.arg_names = kernel, seen, kernel.arg_names
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda **arguments: self.seen.append(Launch(self.kernel, grid, arguments))
+
+
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
     """What the Triton backend launches for a call on some device; nothing runs."""
@@ -188,20 +198,12 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
     if triton_attend_kernel.INTERPRETED:
         pytest.skip("TRITON_INTERPRET is set, so there are no kernels to compile")
     seen: list[Launch] = []
-
-    class Recorder:
-        def __init__(self, kernel: object) -> None:
-            self.kernel, self.arg_names = kernel, kernel.arg_names
-
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda **arguments: seen.append(Launch(self.kernel, grid, arguments))
-
     names = ("attend_kernel", "tail_kernel", "words_kernel")
-    recorders = {name: Recorder(getattr(triton_attend_kernel, name)) for name in names}
+    recorders = {name: Recorder(getattr(triton_attend_kernel, name), seen) for name in names}
     kernels = SimpleNamespace(INTERPRETED=False, **recorders)
     monkeypatch.setattr(triton_attend, "_kernels", lambda: (kernels, ""))
     names = ("lay_out_kernel", "ordered_kernel")
-    recorders = {name: Recorder(getattr(triton_ordered_kernel, name)) for name in names}
+    recorders = {name: Recorder(getattr(triton_ordered_kernel, name), seen) for name in names}
     ordered = SimpleNamespace(TensorDescriptor=triton_ordered_kernel.TensorDescriptor, **recorders)
     monkeypatch.setattr(triton_ordered, "found", lambda: (ordered, ""))
     first = SimpleNamespace(choose=lambda key, offered, launch: offered[0])
@@ -223,12 +225,8 @@ def mass_launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Launch]:
     from interspatial.kernels import triton_mass, triton_mass_kernel
 
     seen: list[Launch] = []
-
-    class Recorder:
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda **arguments: seen.append(Launch(triton_mass_kernel.mass_kernel, grid, arguments))
-
-    monkeypatch.setattr(triton_mass, "_kernels", lambda: SimpleNamespace(mass_kernel=Recorder()))
+    recorder = Recorder(triton_mass_kernel.mass_kernel, seen)
+    monkeypatch.setattr(triton_mass, "_kernels", lambda: SimpleNamespace(mass_kernel=recorder))
 
     def record(call: object) -> Launch:
         triton_mass.mass(call)
@@ -244,12 +242,8 @@ def sum_launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Launch]:
     from interspatial.kernels import triton_weighted_sum, triton_weighted_sum_kernel
 
     seen: list[Launch] = []
-
-    class Recorder:
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda **arguments: seen.append(Launch(triton_weighted_sum_kernel.sum_kernel, grid, arguments))
-
-    monkeypatch.setattr(triton_weighted_sum, "_kernels", lambda: (SimpleNamespace(sum_kernel=Recorder()), ""))
+    recorder = Recorder(triton_weighted_sum_kernel.sum_kernel, seen)
+    monkeypatch.setattr(triton_weighted_sum, "_kernels", lambda: (SimpleNamespace(sum_kernel=recorder), ""))
 
     def record(call: object) -> Launch:
         triton_weighted_sum.weigh(call)
@@ -267,16 +261,8 @@ def quant_launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]
     if triton_device.found()[0]:
         pytest.skip("TRITON_INTERPRET is set, so there are no kernels to compile")
     seen: list[Launch] = []
-
-    class Recorder:
-        def __init__(self, kernel: object) -> None:
-            self.kernel = kernel
-
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda **arguments: seen.append(Launch(self.kernel, grid, arguments))
-
     for module, name in ((triton_decode_codes, "decode"), (triton_round_rows, "round"), (triton_int8, "int8")):
-        kernel = Recorder(getattr(module._kernels(), f"{name}_kernel"))
+        kernel = Recorder(getattr(module._kernels(), f"{name}_kernel"), seen)
         monkeypatch.setattr(module, "_kernels", lambda name=name, k=kernel: SimpleNamespace(**{f"{name}_kernel": k}))
 
     def record(run: Callable[[], object]) -> list[Launch]:

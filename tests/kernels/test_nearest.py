@@ -14,7 +14,7 @@ import torch
 from interspatial.kernels import triton_nearest
 from interspatial.kernels.nearest import BACKENDS, NearestCall, nearest, nearest_reference
 from interspatial.kernels.triton_nearest import EXACT, TILES, WIDE, Tile
-from interspatial.tests.kernels.conftest import Launch
+from interspatial.tests.kernels.conftest import Launch, Recorder
 from interspatial.tests.no_waits import no_waits
 
 AMPERE, HOPPER, CDNA = ("cuda", 80, 32), ("cuda", 90, 32), ("hip", "gfx942", 64)
@@ -36,12 +36,8 @@ def nearest_launch(monkeypatch) -> Callable[..., Launch]:
     if triton_attend_kernel.INTERPRETED:
         pytest.skip("TRITON_INTERPRET is set, so there are no kernels to compile")
     seen: list[Launch] = []
-
-    class Recorder:
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda **arguments: seen.append(Launch(triton_nearest_kernel.nearest_kernel, grid, arguments))
-
-    monkeypatch.setattr(triton_nearest, "_kernels", lambda: SimpleNamespace(nearest_kernel=Recorder()))
+    recorder = Recorder(triton_nearest_kernel.nearest_kernel, seen)
+    monkeypatch.setattr(triton_nearest, "_kernels", lambda: SimpleNamespace(nearest_kernel=recorder))
     first = SimpleNamespace(choose=lambda key, offered, launch: offered[0])
     monkeypatch.setattr(triton_nearest, "TUNER", first)
 

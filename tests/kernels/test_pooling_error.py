@@ -14,7 +14,7 @@ import torch
 from interspatial.kernels import triton_pooling_error
 from interspatial.kernels.pooling_error import BACKENDS, ErrorCall, KeyBlocks, pooling_error
 from interspatial.kernels.triton_pooling_error import SPAN
-from interspatial.tests.kernels.conftest import Launch
+from interspatial.tests.kernels.conftest import Launch, Recorder
 from interspatial.tests.no_waits import no_waits
 
 AMPERE, HOPPER, CDNA = ("cuda", 80, 32), ("cuda", 90, 32), ("hip", "gfx942", 64)
@@ -40,12 +40,8 @@ def error_launch(monkeypatch) -> Callable[..., Launch]:
     if triton_attend_kernel.INTERPRETED:
         pytest.skip("TRITON_INTERPRET is set, so there are no kernels to compile")
     seen: list[Launch] = []
-
-    class Recorder:
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda **arguments: seen.append(Launch(triton_pooling_error_kernel.error_kernel, grid, arguments))
-
-    monkeypatch.setattr(triton_pooling_error, "_kernels", lambda: SimpleNamespace(error_kernel=Recorder()))
+    recorder = Recorder(triton_pooling_error_kernel.error_kernel, seen)
+    monkeypatch.setattr(triton_pooling_error, "_kernels", lambda: SimpleNamespace(error_kernel=recorder))
 
     def record(call: ErrorCall) -> Launch:
         found = triton_pooling_error.errors(call)

@@ -12,7 +12,7 @@ from interspatial.kernels import triton_device, triton_keep_top, triton_pool
 from interspatial.kernels.keep_top import KeepCall
 from interspatial.kernels.list_map import ListCall
 from interspatial.kernels.pool_blocks import PoolCall
-from interspatial.tests.kernels.conftest import Launch
+from interspatial.tests.kernels.conftest import Launch, Recorder
 
 AMPERE, HOPPER, CDNA = ("cuda", 80, 32), ("cuda", 90, 32), ("hip", "gfx942", 64)
 CARDS = pytest.mark.parametrize("card", [AMPERE, HOPPER, CDNA], ids=str)
@@ -32,16 +32,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
         pytest.skip("TRITON_INTERPRET is set, so there are no kernels to compile")
     seen: list[Launch] = []
 
-    class Recorder:
-        def __init__(self, kernel: object) -> None:
-            self.kernel = kernel
-
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda **arguments: seen.append(Launch(self.kernel, grid, arguments))
-
     for module in (triton_pool, triton_keep_top):
         made = module._kernels()
-        recorders = {name: Recorder(getattr(made, name)) for name in dir(made) if name.endswith("_kernel")}
+        recorders = {name: Recorder(getattr(made, name), seen) for name in dir(made) if name.endswith("_kernel")}
         monkeypatch.setattr(module, "_kernels", lambda recorders=recorders: SimpleNamespace(**recorders))
 
     def record(run: Callable[[object], object], call: object) -> list[Launch]:
